@@ -1,0 +1,64 @@
+"""Noisy-embedding fine-tuning (NEFTune, arXiv 2310.05914) for TRL, Axolotl, any Trainer and plain loops.
+
+The public names are imported on first use, so importing this package loads no host library.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neft_plugins.axolotl import NEFTPlugin
+    from neft_plugins.callback import NEFTCallback
+    from neft_plugins.config import NEFTConfig
+    from neft_plugins.hooks import NEFTHandle, attach_neft
+    from neft_plugins.trl import NEFTSFTConfig, NEFTSFTTrainer
+
+try:
+    __version__ = version("neft-plugins")
+except PackageNotFoundError:
+    __version__ = "0+not.installed"
+
+__all__ = [
+    "NEFTCallback",
+    "NEFTConfig",
+    "NEFTHandle",
+    "NEFTPlugin",
+    "NEFTSFTConfig",
+    "NEFTSFTTrainer",
+    "__version__",
+    "attach_neft",
+]
+
+# Public name -> its module, the host it needs, and the extra that installs that host.
+_NAMES: dict[str, tuple[str, str, str]] = {
+    "NEFTConfig": ("config", "torch", ""),
+    "attach_neft": ("hooks", "torch", ""),
+    "NEFTHandle": ("hooks", "torch", ""),
+    "NEFTCallback": ("callback", "transformers", "trl"),
+    "NEFTSFTConfig": ("trl", "trl", "trl"),
+    "NEFTSFTTrainer": ("trl", "trl", "trl"),
+    "NEFTPlugin": ("axolotl", "axolotl", "axolotl"),
+}
+
+
+class MissingHostError(ImportError):
+    """A public name was used whose host library is not installed."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'neft_plugins' has no attribute {name!r}")
+    module, host, extra = _NAMES[name]
+    try:
+        return getattr(importlib.import_module(f"neft_plugins.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != host:
+            raise
+        raise MissingHostError(
+            f"`{name}` needs {host}; install it with pip install 'neft-plugins[{extra}]'"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,209 @@
+"""NEFTCallback: the noise through a training run of any ``Trainer``."""
+
+import json
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from neft_plugins import __version__
+from neft_plugins.config import ALPHA_KEY, NEFTConfig
+from neft_plugins.hooks import NEFTHandle, NoNoiseError, attach_neft, attached_handle
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "neft_config.json"
+"""Written beside each checkpoint, so that a run can be told from its output."""
+
+
+class NEFTCallback(TrainerCallback):
+    """Add noise to the model's input embeddings while a ``Trainer`` trains it.
+
+    It attaches when training begins, sets the step for every micro-batch, adds ``neft/*`` metrics to
+    the logs, writes ``neft_config.json`` beside checkpoints, and detaches when training ends. A Trainer does not tell
+    its callbacks when an exception ends it: use ``with NEFTCallback(...) as callback:`` around ``train()``, or
+    call ``remove()``, where the model is used afterwards (a new ``train()`` cleans up by itself).
+
+    Args:
+        config: What noise.
+        embedding: As in ``attach_neft``.
+        decoder: As in ``attach_neft``.
+
+    Raises:
+        RuntimeError: When training begins, if noise is on the model already: ours, or the built-in because
+            ``neftune_noise_alpha`` is set in the Trainer's arguments too.
+        NoNoiseError: In the first optimizer step, if the noise did not reach the model.
+    """
+
+    def __init__(
+        self,
+        config: NEFTConfig,
+        *,
+        embedding: str | nn.Module | None = None,
+        decoder: bool = False,
+    ) -> None:
+        if not isinstance(config, NEFTConfig):
+            raise TypeError(f"NEFTCallback takes a NEFTConfig; got {type(config).__name__}.")
+        self.config = config
+        self.handle: NEFTHandle | None = None
+        self._options = {"embedding": embedding, "decoder": decoder}
+        self._micro_step = 0
+
+    def add_to(self, trainer: Trainer) -> "NEFTCallback":
+        """Put the callback before a Trainer's others, so TensorBoard, W&B and trackio log ``neft/*`` too.
+
+        With ``callbacks=[...]`` it comes after them, and only later callbacks (the progress bar) and
+        ``trainer.state.log_history`` get the metrics.
+
+        Args:
+            trainer: The Trainer, not yet training.
+
+        Returns:
+            This callback.
+        """
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    def remove(self) -> None:
+        """Take the noise off the model, whatever state training is in."""
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+    def __enter__(self) -> "NEFTCallback":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Attach the noise, in place of what an interrupted run may have left."""
+        self.remove()
+        left = attached_handle(model)
+        if left is not None and left.run is not None and left.run is not state:
+            left.remove()
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} GPUs in "
+                "one process. Launch with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+            )
+        rank, world_size = data_parallel_place(args)
+        self.handle = attach_neft(
+            model,
+            self.config,
+            state.max_steps,
+            data_rank=rank,
+            data_world_size=world_size,
+            seed=args.seed,
+            **self._options,
+        )
+        self.handle.run = state
+        logger.info("NEFT: %s", self.config.describe(state.max_steps))
+        if args.should_save:
+            self.save_config(args.output_dir)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """First micro-batch of an optimizer step."""
+        self._set_micro_step(state, 0)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Next micro-batch of the same optimizer step."""
+        self._check_fired()
+        self._set_micro_step(state, self._micro_step + 1)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop before the first update, if there was no noise."""
+        self._check_fired()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the noise's metrics to the logs of training steps."""
+        if self.handle is None or logs is None or "loss" not in logs:
+            return
+        metrics = self.handle.metrics()
+        logs.update(metrics)
+        state.log_history[-1].update(metrics)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the config beside the checkpoint."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save and checkpoint.is_dir():
+            self.save_config(checkpoint)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the model as it was."""
+        self.remove()
+
+    def save_config(self, directory: str | Path) -> None:
+        """Write ``neft_config.json``: every knob, and the version of neft-plugins.
+
+        Args:
+            directory: Where to; made if it is not there.
+        """
+        record = {"neft_plugins_version": __version__, **self.config.to_dict()}
+        path = Path(directory) / CONFIG_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _set_micro_step(self, state: TrainerState, micro_step: int) -> None:
+        self._micro_step = micro_step
+        if self.handle is not None:
+            self.handle.set_step(state.global_step, micro_step)
+
+    def _check_fired(self) -> None:
+        if self.handle is None or self.handle.has_fired:
+            return
+        self.remove()
+        raise NoNoiseError(
+            "The first training step ended and no noise was added: the Trainer did not call the model "
+            "that the noise is attached to in training mode with gradients. Pass the Trainer that same model, or "
+            f"drop NEFTCallback (and `{ALPHA_KEY}`) to train without noise."
+        )
+
+
+def data_parallel_place(args: TrainingArguments) -> tuple[int, int]:
+    """This process's rank among the data-parallel ranks, and their number.
+
+    Tensor-parallel ranks hold one replica together and are given the same batch, so they share a rank and draw
+    the same noise. accelerate's mesh has tensor parallelism innermost.
+
+    Args:
+        args: The Trainer's arguments.
+
+    Returns:
+        (data_rank, data_world_size).
+    """
+    parallelism = getattr(args, "parallelism_config", None)
+    tensor_parallel = getattr(parallelism, "tp_size", 1) or 1
+    return args.process_index // tensor_parallel, args.world_size // tensor_parallel

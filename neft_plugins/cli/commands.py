@@ -1,0 +1,53 @@
+"""The commands of ``neft``. Hosts are imported when a command needs them, so ``--help`` stays fast."""
+
+import inspect
+from typing import get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from neft_plugins import __version__, registry
+
+
+class CleanError(click.ClickException):
+    """An error of the user's input: its message and exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="neft-plugins")
+def neft() -> None:
+    """Noisy-embedding fine-tuning (NEFTune, arXiv 2310.05914)."""
+
+
+@neft.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    short_help="Fine-tune as `trl sft` does, with the neft_* keys.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sft(arguments: tuple[str, ...]) -> None:
+    """Fine-tune as ``trl sft`` does: its arguments, ``--config X.yaml``, ``--accelerate_config``."""
+    from neft_plugins.cli.launch import launch_sft
+
+    try:
+        code = launch_sft(list(arguments))
+    except (ValueError, OSError, registry.RegistryError) as error:
+        raise CleanError(str(error)) from error
+    raise SystemExit(code)
+
+
+@neft.command("list")
+def list_variants() -> None:
+    """Every distribution, schedule and token rule, and the package each comes from."""
+    table = Table("kind", "name", "what it is", "package")
+    try:
+        for kind in get_args(registry.Kind):
+            for name, variant in registry.variants(kind).items():
+                doc = inspect.getdoc(registry.load(kind, name)) or ""
+                table.add_row(kind, name, doc.partition("\n")[0], variant.package)
+            table.add_section()
+    except registry.RegistryError as error:
+        raise CleanError(str(error)) from error
+    Console(soft_wrap=not Console().is_terminal).print(table)

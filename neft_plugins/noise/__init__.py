@@ -1,0 +1,1 @@
+"""The mathematics of the noise: pure functions on tensors, torch only."""

@@ -1,0 +1,92 @@
+"""The equation: E' = E + m * g * alpha(t) / sqrt(L * D) * eps.
+
+Alpha and the seed come in as 0-dim CPU tensors, and eps is drawn by a registered operator, so that a compiled
+graph stays whole and is not compiled again when they change.
+"""
+
+import torch
+from torch import Tensor
+
+from neft_plugins import registry
+from neft_plugins.noise import seeds
+
+
+def noise_scale(alpha: float | Tensor, lengths: Tensor, hidden_size: int) -> Tensor:
+    """Magnitude of each token's noise, ``alpha / sqrt(L * D)`` (arXiv 2310.05914, section 2).
+
+    Args:
+        alpha: NEFTune's alpha at this step, dimensionless.
+        lengths: (B, T) int, tokens of the document each token belongs to; 0 on padding.
+        hidden_size: D.
+
+    Returns:
+        (B, T) float32; 0 where ``lengths`` is 0.
+    """
+    magnitude = alpha / torch.sqrt((lengths.clamp(min=1) * hidden_size).to(torch.float32))
+    return torch.where(lengths > 0, magnitude, 0.0)
+
+
+def relative_noise_scale(alpha: float | Tensor, token_norms: Tensor, hidden_size: int) -> Tensor:
+    """Magnitude that makes alpha the noise-to-signal ratio, ``alpha * rms(E) * sqrt(3)``.
+
+    Args:
+        alpha: Noise RMS over embedding RMS, dimensionless.
+        token_norms: (B, T) float32, the L2 norm of each token's embedding, sqrt(D) times its RMS.
+        hidden_size: D.
+
+    Returns:
+        (B, T) float32. With eps of variance 1/3, each token's noise has RMS ``alpha * rms(E)``.
+    """
+    return alpha * (3 / hidden_size) ** 0.5 * token_norms
+
+
+def token_norms(embeddings: Tensor) -> Tensor:
+    """(..., D) embeddings of any dtype -> (...) float32 L2 norms; no gradient flows through them."""
+    return torch.linalg.vector_norm(embeddings.detach(), dim=-1, dtype=torch.float32)
+
+
+@torch.library.custom_op("neft_plugins::draw_noise", mutates_args=())
+def draw_noise(
+    embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str
+) -> Tensor:
+    """Draw the noise: ``scale * eps``, eps from a generator seeded with ``seed``.
+
+    Args:
+        embeddings: (..., D), gives shape and device.
+        scale: (...) float32, each token's magnitude, 0 where there is no noise.
+        alpha: 0-dim float32 on the CPU; where it is 0 nothing is drawn.
+        seed: 0-dim int64 on the CPU, so that reading it does not wait for a GPU.
+        distribution: Registered name of eps's distribution.
+
+    Returns:
+        (..., D) float32.
+    """
+    if alpha == 0:
+        return torch.zeros_like(embeddings, dtype=torch.float32)
+    source = seeds.generator(int(seed), embeddings.device)
+    eps = registry.load("distribution", distribution)(embeddings.shape, source)
+    return eps.mul_(scale.unsqueeze(-1))
+
+
+@draw_noise.register_fake
+def _(embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str) -> Tensor:
+    return torch.empty_like(embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)
+
+
+def add_noise(
+    embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str
+) -> tuple[Tensor, Tensor]:
+    """Add noise, computed in float32, in the embeddings' dtype. The gradient passes unchanged.
+
+    Args:
+        embeddings: (..., D), any floating dtype.
+        scale: (...) float32, each token's magnitude.
+        alpha: 0-dim float32 on the CPU.
+        seed: 0-dim int64 on the CPU.
+        distribution: Registered name of eps's distribution.
+
+    Returns:
+        The noisy embeddings, of the same shape and dtype, and the noise, (..., D) float32.
+    """
+    noise = draw_noise(embeddings.detach(), scale, alpha, seed, distribution)
+    return embeddings + noise.to(embeddings.dtype), noise

@@ -1,0 +1,133 @@
+"""L: how many tokens the document of each token has.
+
+A row of a batch may hold one document with padding, or many documents packed; four encodings of
+packing are in use. All are read here, without branching on data, so that the code traces into one graph.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Documents(NamedTuple):
+    """Which document each token belongs to.
+
+    Attributes:
+        index: (B, T) int64, the document's number, from 0 to at most ``B * T - 1`` over the batch.
+        real: (B, T) bool, False on padding.
+    """
+
+    index: Tensor
+    real: Tensor
+
+
+def rows_as_documents(shape: torch.Size, device: torch.device) -> Documents:
+    """Each row one document, padding and all (``length: row``)."""
+    row = torch.arange(shape[0], device=device).unsqueeze(1)
+    return Documents(row.expand(shape), torch.ones(shape, dtype=torch.bool, device=device))
+
+
+def find_documents(
+    batch: Mapping[str, Any], input_ids: Tensor, pad_token_id: int | None = None
+) -> Documents:
+    """Read the documents of a batch from what the model was given.
+
+    A document begins at the start of a row and wherever any of these says so:
+
+    - ``position_ids`` (B, T) do not increase (they restart in each packed document);
+    - ``seq_idx`` (B, T) changes;
+    - ``cu_seq_lens_q`` (N + 1,), cumulated lengths over the flattened batch, has a boundary;
+    - ``attention_mask`` (B, T) goes from one document's code to the next (Axolotl's 1, 2, 3, ...).
+
+    Padding is where ``attention_mask`` is 0, ``seq_idx`` is negative, or ``cu_seq_lens_q`` has ended.
+    Without an ``attention_mask``, a packed document made of padding tokens alone is padding too: that is how
+    TRL fills a padding-free row up to ``pad_to_multiple_of``.
+
+    Args:
+        batch: The model's keyword arguments; absent and None entries are the same.
+        input_ids: (B, T) int, the tokens.
+        pad_token_id: The model's padding token, where it has one.
+
+    Returns:
+        The documents; tensors of shape (B, T).
+
+    Raises:
+        ValueError: If ``attention_mask`` is not a (B, T) tensor, so documents cannot be read from it.
+    """
+    shape, device = input_ids.shape, input_ids.device
+    starts = torch.zeros(shape, dtype=torch.bool, device=device)
+    starts[:, 0] = True
+    real = torch.ones(shape, dtype=torch.bool, device=device)
+
+    mask = batch.get("attention_mask")
+    if mask is not None:
+        codes = _two_dimensional_mask(mask, shape).to(torch.int64)
+        real = codes != 0
+        # A hole in a 0/1 mask does not split a document, so compare with the last code seen, not with 0.
+        seen = codes.cummax(dim=1).values[:, :-1]
+        starts[:, 1:] |= (codes[:, 1:] > seen) & (seen > 0)
+
+    # Positions of other ranks (mrope's (3, B, T)) number image patches and say nothing of documents.
+    positions = _expand(batch.get("position_ids"), shape)
+    if positions is not None:
+        starts[:, 1:] |= positions[:, 1:] <= positions[:, :-1]
+
+    sequence = _expand(batch.get("seq_idx"), shape)
+    if sequence is not None:
+        starts[:, 1:] |= sequence[:, 1:] != sequence[:, :-1]
+        real = real & (sequence >= 0)
+
+    boundaries = batch.get("cu_seq_lens_q")
+    if boundaries is not None:
+        boundaries = boundaries.to(torch.int64)
+        place = torch.arange(shape.numel(), device=device).view(shape)
+        starts |= torch.isin(place, boundaries)
+        real = real & (place < boundaries[-1])
+
+    index = starts.flatten().cumsum(0).view(shape) - 1
+    documents = Documents(index, real)
+    packed = positions is not None or sequence is not None or boundaries is not None
+    if packed and mask is None and pad_token_id is not None:
+        text = count_tokens(documents, input_ids != pad_token_id)
+        documents = Documents(index, real & (text > 0))
+    return documents
+
+
+def count_tokens(documents: Documents, mask: Tensor) -> Tensor:
+    """How many tokens of each token's document are under a mask.
+
+    Args:
+        documents: The documents of the batch.
+        mask: (B, T) bool.
+
+    Returns:
+        (B, T) int64: at every token, the count over its document.
+    """
+    index = documents.index.flatten()
+    counts = torch.zeros(index.numel(), dtype=torch.int64, device=index.device)
+    counts = counts.scatter_add(0, index, mask.flatten().to(torch.int64))
+    return counts[index].view(mask.shape)
+
+
+def _two_dimensional_mask(mask: Any, shape: torch.Size) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            "Document lengths cannot be read from this `attention_mask`: it must be a (batch, tokens) "
+            f"tensor; got {got}. Pass a 2-D mask, or set `length: row` to scale by the row's width."
+        )
+    if mask.shape != shape:
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(mask.shape)} but the tokens have shape "
+            f"{tuple(shape)}. Pass a mask of the tokens' shape, or set `length: row`."
+        )
+    return mask
+
+
+def _expand(ids: Any, shape: torch.Size) -> Tensor | None:
+    """A (B, T) or (1, T) tensor as (B, T); anything else says nothing."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] != shape[1]:
+        return None
+    return ids.expand(shape)

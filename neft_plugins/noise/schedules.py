@@ -1,0 +1,156 @@
+"""alpha(t): how strong the noise is at optimizer step t.
+
+A schedule is built by a function ``(alpha, alpha_end, total_steps, **schedule_args)`` and is itself a pure
+function of the step, ``Schedule = Callable[[int], float]``; it holds no state, so a resumed run needs
+none. Each one is ``alpha_end + (alpha - alpha_end) * f(t)`` with ``f(0) = 1``.
+"""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def constant(alpha: float, alpha_end: float, total_steps: int) -> Schedule:
+    """f(t) = 1: alpha at every step; alpha_end is never reached."""
+    return lambda step: alpha
+
+
+def polynomial(alpha: float, alpha_end: float, total_steps: int, *, power: float = 2.0) -> Schedule:
+    """f(t) = (1 - t/T)^power.
+
+    Args:
+        alpha: Value at step 0.
+        alpha_end: Value at step T and after it.
+        total_steps: T, the optimizer steps the decay takes.
+        power: Exponent, > 0; 1 is ``linear``.
+
+    Returns:
+        The schedule.
+
+    >>> [polynomial(4.0, 0.0, 4, power=2)(t) for t in range(5)]
+    [4.0, 2.25, 1.0, 0.25, 0.0]
+    """
+    _require(power > 0, f"`power` must be > 0; got {power!r}")
+    return lambda step: (
+        alpha_end + (alpha - alpha_end) * (1.0 - _progress(step, total_steps)) ** power
+    )
+
+
+def linear(alpha: float, alpha_end: float, total_steps: int) -> Schedule:
+    """f(t) = 1 - t/T.
+
+    >>> [linear(5.0, 1.0, 4)(t) for t in range(5)]
+    [5.0, 4.0, 3.0, 2.0, 1.0]
+    """
+    return polynomial(alpha, alpha_end, total_steps, power=1.0)
+
+
+def cosine(alpha: float, alpha_end: float, total_steps: int) -> Schedule:
+    """f(t) = (1 + cos(pi t/T)) / 2 (arXiv 1608.03983, without restarts).
+
+    >>> [round(cosine(4.0, 0.0, 4)(t), 3) for t in range(5)]
+    [4.0, 3.414, 2.0, 0.586, 0.0]
+    """
+    return lambda step: (
+        alpha_end
+        + (alpha - alpha_end) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, total_steps)))
+    )
+
+
+def exponential(
+    alpha: float,
+    alpha_end: float,
+    total_steps: int,
+    *,
+    decay_rate: float = 0.01,
+    transition_steps: float | None = None,
+) -> Schedule:
+    """f(t) = decay_rate^(t/S).
+
+    Args:
+        alpha: Value at step 0.
+        alpha_end: Value approached, never reached.
+        total_steps: T, the optimizer steps after warm-up.
+        decay_rate: What is left of ``alpha - alpha_end`` after S steps, in (0, 1].
+        transition_steps: S: steps (>= 1) or a share of T in (0, 1); T when unset.
+
+    Returns:
+        The schedule.
+
+    >>> [exponential(8.0, 0.0, 4, decay_rate=0.5, transition_steps=1)(t) for t in range(4)]
+    [8.0, 4.0, 2.0, 1.0]
+    """
+    _require(0 < decay_rate <= 1, f"`decay_rate` must be in (0, 1]; got {decay_rate!r}")
+    length = total_steps if transition_steps is None else transition_steps
+    span = _span("transition_steps", length, total_steps)
+    return lambda step: alpha_end + (alpha - alpha_end) * decay_rate ** (step / span)
+
+
+def step(
+    alpha: float,
+    alpha_end: float,
+    total_steps: int,
+    *,
+    step_size: float = 0.25,
+    decay_rate: float = 0.5,
+) -> Schedule:
+    """f(t) = decay_rate^floor(t/S): ``exponential`` in plateaus of S steps.
+
+    Args:
+        alpha: Value of the first plateau.
+        alpha_end: Value approached, never reached.
+        total_steps: T, the optimizer steps after warm-up.
+        step_size: S: steps (>= 1) or a share of T in (0, 1).
+        decay_rate: Factor from one plateau to the next, in (0, 1].
+
+    Returns:
+        The schedule.
+
+    >>> [step(8.0, 0.0, 8, step_size=2)(t) for t in range(6)]
+    [8.0, 8.0, 4.0, 4.0, 2.0, 2.0]
+    """
+    span = _span("step_size", step_size, total_steps)
+    decay = exponential(alpha, alpha_end, total_steps, decay_rate=decay_rate, transition_steps=1)
+    return lambda step: decay(step // span)
+
+
+def with_warmup(schedule: Schedule, alpha: float, warmup_steps: int) -> Schedule:
+    """Ramp from 0 to alpha over the first steps, then start the schedule.
+
+    ``alpha * t / W`` for t < W, ``schedule(t - W)`` after: noise is 0 at step 0 and alpha at step W,
+    like the learning rate of transformers' warm-ups.
+
+    Args:
+        schedule: What follows the ramp; its step 0 is step W of training.
+        alpha: Value the ramp ends at.
+        warmup_steps: W, in optimizer steps; 0 leaves the schedule as it is.
+
+    Returns:
+        The schedule with its warm-up.
+    """
+    if warmup_steps == 0:
+        return schedule
+    return lambda step: (
+        alpha * step / warmup_steps if step < warmup_steps else schedule(step - warmup_steps)
+    )
+
+
+def _progress(step: int, total_steps: int) -> float:
+    """t/T, held at 1 once the schedule is over."""
+    return min(step / max(total_steps, 1), 1.0)
+
+
+def _span(name: str, value: float, total_steps: int) -> int:
+    """A number of steps (>= 1), or a share of training in (0, 1), as a number of steps."""
+    _require(
+        0 < value < 1 or (value >= 1 and float(value).is_integer()),
+        f"`{name}` must be a number of steps (int >= 1) or a share of training in (0, 1); "
+        f"got {value!r}",
+    )
+    return int(value) if value >= 1 else max(1, math.ceil(value * total_steps))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

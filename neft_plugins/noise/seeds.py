@@ -1,0 +1,47 @@
+"""Where the randomness comes from: a private generator, a pure function of what it is for.
+
+Every forward pass draws from a generator seeded by ``(seed, t, k)``. So noise takes nothing from
+the global generators, a resumed run needs no saved state, and the k-th micro-batch of a global batch gets
+the same noise however ranks and accumulation steps share it out.
+"""
+
+import hashlib
+import struct
+
+import torch
+
+
+def micro_batch_index(micro_step: int, data_rank: int, data_world_size: int) -> int:
+    """k: the index of a micro-batch in its global batch.
+
+    Args:
+        micro_step: Accumulation step within the optimizer step, from 0.
+        data_rank: Data-parallel rank; ranks that share a batch (tensor parallel) share it.
+        data_world_size: Number of data-parallel ranks.
+
+    Returns:
+        ``micro_step * data_world_size + data_rank``, the order in which accelerate deals micro-batches.
+    """
+    return micro_step * data_world_size + data_rank
+
+
+def noise_seed(seed: int, step: int, micro_batch: int, site: int = 0) -> int:
+    """A 63-bit seed that is a hash of what the noise is for.
+
+    Args:
+        seed: The run's seed.
+        step: t, the optimizer step, from 0.
+        micro_batch: k, see ``micro_batch_index``.
+        site: Which embedding of the model, where there are two (encoder 0, decoder 1).
+
+    Returns:
+        int in [0, 2^63), the same on every machine.
+    """
+    key = struct.pack("<QQQQ", seed & (2**64 - 1), step, micro_batch, site)
+    digest = hashlib.blake2b(key, digest_size=8, person=b"neft-plugins").digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, device: torch.device) -> torch.Generator:
+    """A fresh generator on the device, seeded."""
+    return torch.Generator(device=device).manual_seed(seed)

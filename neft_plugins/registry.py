@@ -1,0 +1,94 @@
+"""Names -> variants, by entry point: our own distributions, schedules and token rules, and anyone's."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["distribution", "schedule", "tokens"]
+
+GROUPS: dict[Kind, str] = {
+    "distribution": "neft_plugins.distributions",
+    "schedule": "neft_plugins.schedules",
+    "tokens": "neft_plugins.tokens",
+}
+"""The entry-point group of each kind of variant."""
+
+
+class Variant(NamedTuple):
+    """A registered name.
+
+    Attributes:
+        name: What users write.
+        package: The distribution package it comes from, with its version.
+        entry_point: How to load it.
+    """
+
+    name: str
+    package: str
+    entry_point: EntryPoint
+
+
+class RegistryError(RuntimeError):
+    """A variant that cannot be found, cannot be loaded, or is registered twice."""
+
+
+def variants(kind: Kind) -> dict[str, Variant]:
+    """Every registered variant of a kind, by name, without importing any.
+
+    Args:
+        kind: "distribution", "schedule" or "tokens".
+
+    Returns:
+        Name -> variant, sorted by name.
+
+    Raises:
+        RegistryError: If two packages register one name for different code.
+    """
+    found: dict[str, Variant] = {}
+    for entry_point in entry_points(group=GROUPS[kind]):
+        dist = entry_point.dist
+        variant = Variant(
+            entry_point.name, f"{dist.name} {dist.version}" if dist else "?", entry_point
+        )
+        known = found.setdefault(entry_point.name, variant)
+        if known.entry_point.value != entry_point.value:
+            raise RegistryError(
+                f"The {kind} '{entry_point.name}' is registered by two packages: {known.package} "
+                f"({known.entry_point.value}) and {variant.package} ({entry_point.value}). "
+                "Uninstall one, or rename its entry point."
+            )
+    if not found:
+        raise RegistryError(
+            f"No {kind} is registered in the entry-point group '{GROUPS[kind]}', so neft-plugins is "
+            "not installed here, only importable. Install it: pip install neft-plugins (or pip install "
+            "-e . in a checkout)."
+        )
+    return dict(sorted(found.items()))
+
+
+@cache
+def load(kind: Kind, name: str) -> Callable[..., Any]:
+    """The function registered under a name.
+
+    Args:
+        kind: "distribution", "schedule" or "tokens".
+        name: A registered name.
+
+    Returns:
+        The function its entry point names.
+
+    Raises:
+        RegistryError: If the name is not registered, or its package cannot be imported.
+    """
+    known = variants(kind)
+    if name not in known:
+        raise RegistryError(f"The {kind} '{name}' is not registered; have {', '.join(known)}.")
+    variant = known[name]
+    try:
+        return variant.entry_point.load()
+    except Exception as error:
+        raise RegistryError(
+            f"The {kind} '{name}' of {variant.package} cannot be loaded from "
+            f"{variant.entry_point.value}: {error}. Repair or uninstall that package."
+        ) from error

@@ -1,0 +1,116 @@
+"""The training script of ``neft sft``: supervised fine-tuning from a YAML or the command line.
+
+Run it as ``neft sft --config X.yaml``, or by itself: ``accelerate launch -m neft_plugins.trl.sft --config X.yaml``.
+"""
+
+import warnings
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from neft_plugins.config import NEFTWarning
+from neft_plugins.trl.config import NEFTSFTConfig
+from neft_plugins.trl.summary import print_summary
+from neft_plugins.trl.trainer import NEFTSFTTrainer
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """TRL's parser for supervised fine-tuning, with the ``neft_*`` keys.
+
+    Args:
+        prog: Name of the program in the help.
+
+    Returns:
+        The parser; it gives ScriptArguments, NEFTSFTConfig, ModelConfig and DatasetMixtureConfig.
+    """
+    return TrlParser(
+        (ScriptArguments, NEFTSFTConfig, ModelConfig, DatasetMixtureConfig),  # pyright: ignore
+        prog=prog,
+    )
+
+
+def load_data(
+    script: ScriptArguments, mixture: DatasetMixtureConfig
+) -> DatasetDict | IterableDatasetDict:
+    """The dataset that ``datasets`` or ``dataset_name`` names.
+
+    Args:
+        script: Has ``dataset_name`` and its options.
+        mixture: Has ``datasets``, a list to mix; it comes first, as in ``trl sft``.
+
+    Returns:
+        The splits by name.
+
+    Raises:
+        ValueError: If neither names a dataset.
+    """
+    if mixture.datasets and script.dataset_name:
+        warnings.warn(
+            f"`datasets` and `dataset_name` are both set; `dataset_name: {script.dataset_name}` is not used.",
+            NEFTWarning,
+            stacklevel=2,
+        )
+    if mixture.datasets:
+        return get_dataset(mixture)
+    if not script.dataset_name:
+        raise ValueError("No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`.")
+    return load_dataset(  # pyright: ignore[reportReturnType]
+        script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming
+    )
+
+
+def main(
+    script: ScriptArguments,
+    training: NEFTSFTConfig,
+    model: ModelConfig,
+    mixture: DatasetMixtureConfig,
+) -> None:
+    """Train, save, and say what was done.
+
+    Args:
+        script: Which dataset and splits.
+        training: How to train, noise included.
+        model: Which model, quantization and PEFT.
+        mixture: A mixture of datasets.
+    """
+    training.model_init_kwargs = _model_init_kwargs(training, model)
+    data = load_data(script, mixture)
+    trainer = NEFTSFTTrainer(
+        model=model.model_name_or_path,
+        args=training,
+        train_dataset=data[script.dataset_train_split],
+        eval_dataset=data[script.dataset_test_split] if training.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model(training.output_dir)
+    if isinstance(trainer.eval_dataset, Dataset) and isinstance(trainer.train_dataset, Dataset):
+        print_summary(trainer)
+    trainer.accelerator.print(f"Model saved to {training.output_dir}")
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.accelerator.end_training()
+
+
+def _model_init_kwargs(training: NEFTSFTConfig, model: ModelConfig) -> dict[str, Any]:
+    kwargs = {
+        "revision": model.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    return kwargs | dict(training.model_init_kwargs or {})  # pyright: ignore
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

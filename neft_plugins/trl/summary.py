@@ -1,0 +1,58 @@
+"""What a run did: the noise from and to, and the losses with and without it."""
+
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from neft_plugins.trl.trainer import NEFTSFTTrainer
+
+
+def print_summary(trainer: "NEFTSFTTrainer") -> None:
+    """Evaluate on as many training examples as held-out ones, without noise, and print a table.
+
+    Args:
+        trainer: A trainer that has trained, with datasets of known length.
+    """
+    rows = noise_rows(trainer) + loss_rows(trainer)
+    if not trainer.accelerator.is_main_process:
+        return
+    table = Table(
+        "what this run did", "first step logged", "last step logged", title_justify="left"
+    )
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=not Console().is_terminal).print(table)
+
+
+def noise_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
+    """(what, first, last) of the noise; empty where there was none."""
+    if trainer.neft is None:
+        return []
+    names = {
+        "alpha": "neft/alpha",
+        "noise-to-signal ratio": "neft/noise_to_signal",
+        "share of tokens noised": "neft/noised_tokens",
+    }
+    return [(label, *_first_and_last(trainer, key)) for label, key in names.items()]
+
+
+def loss_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
+    """(what, first, last) of the losses, in nats per token; those without noise are the last only."""
+    with_noise = "with noise" if trainer.neft is not None else "while training"
+    rows = [(f"training loss, {with_noise}", *_first_and_last(trainer, "loss"))]
+    held_out, train = trainer.eval_dataset, trainer.train_dataset
+    if isinstance(held_out, Dataset) and isinstance(train, Dataset):
+        sample = train.select(range(min(len(held_out), len(train))))
+        clean = trainer.evaluate(sample, metric_key_prefix="eval_train")["eval_train_loss"]
+        rows.append((f"training loss, without noise ({len(sample)} rows)", "", f"{clean:.4g}"))
+        clean = trainer.evaluate()["eval_loss"]
+        rows.append((f"held-out loss, without noise ({len(held_out)} rows)", "", f"{clean:.4g}"))
+    return rows
+
+
+def _first_and_last(trainer: "NEFTSFTTrainer", key: str) -> tuple[str, str]:
+    values = [log[key] for log in trainer.state.log_history if key in log]
+    return (f"{values[0]:.4g}", f"{values[-1]:.4g}") if values else ("", "")
