@@ -1,4 +1,4 @@
-"""Noisy-embedding fine-tuning (NEFTune, arXiv 2310.05914) for TRL, Axolotl, any Trainer and plain loops.
+"""Noisy-embedding fine-tuning (NEFTune, arXiv 2310.05914) for TRL, Axolotl and plain PyTorch.
 
 The public names are imported on first use, so importing this package loads no host library.
 """

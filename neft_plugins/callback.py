@@ -22,10 +22,11 @@ CONFIG_FILE = "neft_config.json"
 class NEFTCallback(TrainerCallback):
     """Add noise to the model's input embeddings while a ``Trainer`` trains it.
 
-    It attaches when training begins, sets the step for every micro-batch, adds ``neft/*`` metrics to
-    the logs, writes ``neft_config.json`` beside checkpoints, and detaches when training ends. A Trainer does not tell
-    its callbacks when an exception ends it: use ``with NEFTCallback(...) as callback:`` around ``train()``, or
-    call ``remove()``, where the model is used afterwards (a new ``train()`` cleans up by itself).
+    It attaches when training begins, sets the step for every micro-batch, adds ``neft/*`` metrics
+    to the logs, writes ``neft_config.json`` beside checkpoints, and detaches when training ends. A
+    Trainer does not tell its callbacks when an exception ends it: use ``with NEFTCallback(...) as
+    callback:`` around ``train()``, or call ``remove()``, where the model is used afterwards (a new
+    ``train()`` cleans up by itself).
 
     Args:
         config: What noise.
@@ -33,7 +34,8 @@ class NEFTCallback(TrainerCallback):
         decoder: As in ``attach_neft``.
 
     Raises:
-        RuntimeError: When training begins, if noise is on the model already: ours, or the built-in because
+        RuntimeError: When training begins, if noise is on the model already: ours, or the built-in
+        because
             ``neftune_noise_alpha`` is set in the Trainer's arguments too.
         NoNoiseError: In the first optimizer step, if the noise did not reach the model.
     """
@@ -53,10 +55,10 @@ class NEFTCallback(TrainerCallback):
         self._micro_step = 0
 
     def add_to(self, trainer: Trainer) -> "NEFTCallback":
-        """Put the callback before a Trainer's others, so TensorBoard, W&B and trackio log ``neft/*`` too.
+        """Put the callback first, so that TensorBoard, W&B and trackio log ``neft/*`` too.
 
-        With ``callbacks=[...]`` it comes after them, and only later callbacks (the progress bar) and
-        ``trainer.state.log_history`` get the metrics.
+        With ``callbacks=[...]`` it comes after them, and only later callbacks (the progress bar)
+        and ``trainer.state.log_history`` get the metrics.
 
         Args:
             trainer: The Trainer, not yet training.
@@ -99,8 +101,9 @@ class NEFTCallback(TrainerCallback):
             left.remove()
         if args.n_gpu > 1:
             raise ValueError(
-                f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} GPUs in "
-                "one process. Launch with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+                f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} "
+                "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
+                "CUDA_VISIBLE_DEVICES=0."
             )
         rank, world_size = data_parallel_place(args)
         self.handle = attach_neft(
@@ -115,7 +118,7 @@ class NEFTCallback(TrainerCallback):
         self.handle.run = state
         logger.info("NEFT: %s", self.config.describe(state.max_steps))
         if args.should_save:
-            self.save_config(args.output_dir)
+            self.save_config(args.output_dir or ".")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -155,7 +158,7 @@ class NEFTCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the config beside the checkpoint."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         if args.should_save and checkpoint.is_dir():
             self.save_config(checkpoint)
 
@@ -186,17 +189,18 @@ class NEFTCallback(TrainerCallback):
             return
         self.remove()
         raise NoNoiseError(
-            "The first training step ended and no noise was added: the Trainer did not call the model "
-            "that the noise is attached to in training mode with gradients. Pass the Trainer that same model, or "
-            f"drop NEFTCallback (and `{ALPHA_KEY}`) to train without noise."
+            "The first training step ended and no noise was added: the Trainer did not call the "
+            "model that the noise is attached to in training mode with gradients. Pass the "
+            f"Trainer that same model, or drop NEFTCallback (and `{ALPHA_KEY}`) to train without "
+            "noise."
         )
 
 
 def data_parallel_place(args: TrainingArguments) -> tuple[int, int]:
     """This process's rank among the data-parallel ranks, and their number.
 
-    Tensor-parallel ranks hold one replica together and are given the same batch, so they share a rank and draw
-    the same noise. accelerate's mesh has tensor parallelism innermost.
+    Tensor-parallel ranks hold one replica together and are given the same batch, so they share a
+    rank and draw the same noise. accelerate's mesh has tensor parallelism innermost.
 
     Args:
         args: The Trainer's arguments.

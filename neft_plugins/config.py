@@ -28,13 +28,13 @@ class NEFTConfigError(ValueError):
 class NEFTConfig:
     """How noise is added to the input embeddings.
 
-    ``E' = E + m * g * alpha(t) / sqrt(L * D) * eps`` for each token, with eps of variance 1/3 (NEFTune,
-    arXiv 2310.05914, generalised). In YAML and ``NEFTSFTConfig``, ``alpha`` is ``neftune_noise_alpha``
-    and every other knob has the prefix ``neft_``.
+    ``E' = E + m * g * alpha(t) / sqrt(L * D) * eps`` for each token, with eps of variance 1/3
+    (NEFTune, arXiv 2310.05914, generalised). In YAML and ``NEFTSFTConfig``, ``alpha`` is
+    ``neftune_noise_alpha`` and every other knob has the prefix ``neft_``.
 
     Args:
-        alpha: Strength at the start, dimensionless, > 0; 5 to 15 in the paper. With ``scale: relative``, the
-            noise-to-signal ratio; 0.02 to 0.2 is typical.
+        alpha: Strength at the start, dimensionless, > 0; 5 to 15 in the paper. With ``scale:
+            relative``, the noise-to-signal ratio; 0.02 to 0.2 is typical.
         distribution: eps: 'uniform', 'gaussian', 'rademacher', or a registered name.
         schedule: alpha(t): 'constant', 'linear', 'cosine', 'polynomial', 'exponential', 'step', or
             a registered name.
@@ -42,11 +42,12 @@ class NEFTConfig:
         alpha_end: Where the schedule ends, >= 0.
         warmup_steps: Steps over which alpha rises from 0; below 1, a share of training.
         tokens: m: 'all', 'response', 'prompt', or a registered name.
-        length: L: 'sequence' (the default: real tokens of the document), 'row' (width of the tensor, as
-            in transformers), 'noised' (tokens of the document that get noise). Not used, and None, with
-            ``scale: relative``.
+        length: L: 'sequence' (the default: real tokens of the document), 'row' (width of the
+            tensor, as in transformers), 'noised' (tokens of the document that get noise). Not
+            used, and None, with ``scale: relative``.
         scale: 'absolute', or 'relative' to each token's embedding RMS.
-        seed: Seed of the noise; unset, the trainer's seed, or ``torch.initial_seed()`` in a plain loop.
+        seed: Seed of the noise; unset, the trainer's seed, or ``torch.initial_seed()`` in a plain
+            loop.
 
     Raises:
         NEFTConfigError: If a value is not allowed; the message says what is.
@@ -144,14 +145,15 @@ class NEFTConfig:
         """Build the config from ``neftune_noise_alpha`` and ``neft_*`` keys, as YAML has them.
 
         Args:
-            keys: Any mapping; keys that are neither the alpha nor ``neft_*`` are not looked at. None, and
-                a knob's default, are the same as leaving it out.
+            keys: Any mapping; keys that are neither the alpha nor ``neft_*`` are not looked at.
+                None, and a knob's default, are the same as leaving it out.
 
         Returns:
             The config, or None where there is no alpha and so no noise.
 
         Raises:
-            NEFTConfigError: For a wrong value, an unknown ``neft_*`` key, or a key without an alpha.
+            NEFTConfigError: For a wrong value, an unknown ``neft_*`` key, or a key without an
+            alpha.
         """
         given = {
             key: value for key, value in keys.items() if key in KEY_KNOBS and value is not None
@@ -196,8 +198,8 @@ class NEFTConfig:
         share = 0 < self.warmup_steps < 1
         if total_steps is None and (self.schedule != "constant" or share):
             raise _error(
-                "`{schedule}: {name}` with `{warmup_steps}: {warmup}` depends on how long training is. "
-                "Pass `total_steps`, the number of optimizer steps.",
+                "`{schedule}: {name}` with `{warmup_steps}: {warmup}` depends on how long "
+                "training is. Pass `total_steps`, the number of optimizer steps.",
                 name=self.schedule,
                 warmup=str(self.warmup_steps),
             )

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-Side = Literal["encoder", "decoder"]
+Side = Literal["model", "encoder", "decoder"]
 
 _PLACEHOLDERS = ("image", "video", "audio")
 
@@ -17,7 +17,7 @@ class InputEmbedding(NamedTuple):
     Attributes:
         name: Its dotted name in the model.
         module: The module itself.
-        side: "decoder" for the decoder of an encoder-decoder, else "encoder".
+        side: "encoder" or "decoder" of an encoder-decoder, else "model".
     """
 
     name: str
@@ -41,8 +41,8 @@ def find_embeddings(
 ) -> list[InputEmbedding]:
     """The embedding modules that a forward pass really calls.
 
-    ``get_input_embeddings()`` of an encoder-decoder is often a ``shared`` module that nobody calls, so
-    its encoder and decoder are asked one by one.
+    ``get_input_embeddings()`` of an encoder-decoder is often a ``shared`` module that nobody
+    calls, so its encoder and decoder are asked one by one.
 
     Args:
         model: A ``PreTrainedModel``, a PEFT model, or any module when ``embedding`` is given.
@@ -80,7 +80,7 @@ def find_embeddings(
         raise _not_found(model) from None
     if not isinstance(module, nn.Module):
         raise _not_found(model)
-    return [InputEmbedding(_name_of(model, module), module, "encoder")]
+    return [InputEmbedding(_name_of(model, module), module, "model")]
 
 
 def ancestors(model: nn.Module, module: nn.Module) -> list[nn.Module]:
@@ -101,7 +101,7 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 
 def lookup_scaler(module: nn.Module) -> nn.Module | None:
-    """The module, in an embedding, that multiplies its own lookup by ``embed_scale``; None if none does.
+    """The module in an embedding that multiplies its own lookup by ``embed_scale``, if any.
 
     Gemma, BART and their families do so, and g of the equation is their factor. PEFT wrappers hold
     the module that has it.
@@ -127,14 +127,14 @@ def placeholder_ids(model: nn.Module) -> list[int]:
 
 def pad_token_id(model: nn.Module) -> int | None:
     """The padding token of the model's (text) config, where it has one."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     value = getattr(text, "pad_token_id", None)
     return value if isinstance(value, int) else None
 
 
 def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where PEFT notes that a model's adapters are off: (module, attribute) pairs, True when off."""
+    """Where PEFT notes that adapters are off: (module, attribute) pairs, True when off."""
     switches = [
         (module, "_adapters_disabled")
         for module in model.modules()
@@ -150,7 +150,7 @@ def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 def _named(model: nn.Module, embedding: str | nn.Module) -> InputEmbedding:
     if isinstance(embedding, nn.Module):
-        return InputEmbedding(_name_of(model, embedding), embedding, "encoder")
+        return InputEmbedding(_name_of(model, embedding), embedding, _side_of(model, embedding))
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     if embedding not in names:
         close = difflib.get_close_matches(embedding, names, n=1)
@@ -158,7 +158,15 @@ def _named(model: nn.Module, embedding: str | nn.Module) -> InputEmbedding:
         raise ValueError(
             f"`embedding` must be a module of {type(model).__name__}; got {embedding!r}.{hint}"
         )
-    return InputEmbedding(embedding, model.get_submodule(embedding), "encoder")
+    module = model.get_submodule(embedding)
+    return InputEmbedding(embedding, module, _side_of(model, module))
+
+
+def _side_of(model: Any, module: nn.Module) -> Side:
+    if not is_encoder_decoder(model):
+        return "model"
+    in_decoder = any(module is part for part in model.get_decoder().modules())
+    return "decoder" if in_decoder else "encoder"
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:
@@ -166,8 +174,8 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
         if candidate is module:
             return name
     raise ValueError(
-        f"The embedding ({type(module).__name__}) is not a module of {type(model).__name__}. Attach to "
-        "the model that contains it."
+        f"The embedding ({type(module).__name__}) is not a module of {type(model).__name__}. "
+        "Attach to the model that contains it."
     )
 
 

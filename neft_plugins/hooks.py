@@ -1,9 +1,9 @@
 """attach_neft: the noise on a model, by forward hooks on its modules.
 
 A pre-hook on every module around the embedding notes the batch (the outermost one called does); the
-embedding's hook reads from it which tokens get how much noise, draws and adds; nothing goes back. The hooks are
-traced by ``torch.compile`` into the model's graph: what changes from step to step is held in tensors, and the
-Python attributes that do change are only written there, not read.
+embedding's hook reads from it which tokens get how much noise, draws and adds; nothing goes back.
+The hooks are traced by ``torch.compile`` into the model's graph: what changes from step to step is
+held in tensors, and the Python attributes that do change are only written there, not read.
 """
 
 import inspect
@@ -21,10 +21,18 @@ from neft_plugins.noise import meter, seeds
 from neft_plugins.sites import NoiseSite
 
 NOTED = (
-    "input_ids attention_mask position_ids seq_idx cu_seq_lens_q labels shift_labels "
-    "decoder_input_ids decoder_attention_mask inputs_embeds"
-).split()
-"""The model's arguments that say which tokens are real, which document they belong to, and what is trained on."""
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "seq_idx",
+    "cu_seq_lens_q",
+    "labels",
+    "shift_labels",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "inputs_embeds",
+)
+"""The model's arguments that say which tokens are real, of which document, and trained on."""
 
 
 class NoNoiseError(RuntimeError):
@@ -45,8 +53,8 @@ def attach_neft(
     """Add noise to a model's input embeddings in every training forward pass, until removed.
 
     Args:
-        model: A ``PreTrainedModel``, a PEFT model, or any module when ``embedding`` is given; compiled or
-            wrapped for data parallelism, or not.
+        model: A ``PreTrainedModel``, a PEFT model, or any module when ``embedding`` is given;
+            compiled or wrapped for data parallelism, or not.
         config: What noise.
         total_steps: Optimizer steps of the run; needed by schedules that decay.
         embedding: The embedding module, or its dotted name, where the model cannot be asked.
@@ -70,7 +78,7 @@ def attach_neft(
         data_rank = torch.distributed.get_rank() if distributed else 0
         data_world_size = torch.distributed.get_world_size() if distributed else 1
     seed = next(s for s in (config.seed, seed, torch.initial_seed()) if s is not None)
-    sites = [NoiseSite(model, where, config) for where in found]
+    sites = [NoiseSite(model, where, config, alone=len(found) == 1) for where in found]
     return NEFTHandle(model, config, sites, total_steps, seed, data_rank, data_world_size)
 
 
@@ -130,8 +138,8 @@ class NEFTHandle:
     def set_step(self, step: int, micro_step: int = 0) -> None:
         """Say which micro-batch comes next. Call before every forward pass of training.
 
-        The noise is a pure function of ``(seed, step, micro_step, rank)``: the same numbers give the same
-        noise.
+        The noise is a pure function of ``(seed, step, micro_step, rank)``: the same numbers give
+        the same noise.
 
         Args:
             step: t, the optimizer steps done so far.
@@ -139,15 +147,16 @@ class NEFTHandle:
         """
         if isinstance(step, bool) or not isinstance(step, int) or step < 0 or micro_step < 0:
             raise ValueError(
-                f"`step` and `micro_step` count from 0; got step={step!r}, micro_step={micro_step!r}."
+                f"`step` and `micro_step` count from 0; got step={step!r}, "
+                f"micro_step={micro_step!r}."
             )
         self._collect()
         self._place, self._drawn = (step, micro_step), False
         self.alpha = float(self._schedule(step))
         if not self.alpha >= 0:
             raise ValueError(
-                f"The schedule {self.config.schedule!r} gave alpha {self.alpha!r} at step {step}; it must "
-                "be a number >= 0."
+                f"The schedule {self.config.schedule!r} gave alpha {self.alpha!r} at step {step}; "
+                "it must be a number >= 0."
             )
         micro_batch = seeds.micro_batch_index(micro_step, self._rank, self._world_size)
         for index, site in enumerate(self._sites):
@@ -158,8 +167,8 @@ class NEFTHandle:
         """Say what the model will not be told, such as the labels of a loss computed outside it.
 
         Args:
-            **batch: ``labels``, ``attention_mask``, ``position_ids``, ...; what the model is given itself
-                comes first. Without arguments, forget.
+            **batch: ``labels``, ``attention_mask``, ``position_ids``, ...; what the model is given
+                itself comes first. Without arguments, forget.
         """
         self._extra = {key: value for key, value in batch.items() if key in NOTED}
 
@@ -167,9 +176,9 @@ class NEFTHandle:
         """What the noise was since the last call; waits for the device.
 
         Returns:
-            ``neft/alpha`` at the step last set; and over this process's forward passes ``neft/noise_rms``,
-            ``neft/noise_to_signal`` (noise RMS over embedding RMS of noised tokens), ``neft/noised_tokens``
-            (share of real tokens), where there was any.
+            ``neft/alpha`` at the step last set; and over this process's forward passes
+            ``neft/noise_rms``, ``neft/noise_to_signal`` (noise RMS over embedding RMS of noised
+            tokens), ``neft/noised_tokens`` (share of real tokens), where there was any.
         """
         self._collect()
         logs = {"neft/alpha": self.alpha}
@@ -222,8 +231,8 @@ class NEFTHandle:
         self._told = True
         warnings.warn(
             f"The noise is {stats.noise_to_signal:.2g} of the embeddings, under half of what "
-            f"{self._sites[0].dtype} resolves ({resolution:.2g}), so most of it is rounded away. Raise alpha "
-            f"(now {self.alpha:g}), or use `scale: relative` with 0.02 or more.",
+            f"{self._sites[0].dtype} resolves ({resolution:.2g}), so most of it is rounded away. "
+            f"Raise alpha (now {self.alpha:g}), or use `scale: relative` with 0.02 or more.",
             NEFTWarning,
             stacklevel=3,
         )
@@ -235,8 +244,9 @@ class NEFTHandle:
             self._told = True
             step, micro_step = self._place
             warnings.warn(
-                f"A second training forward pass at step {step}, micro_step {micro_step} draws the same "
-                "noise again. Call `neft.set_step(step, micro_step)` before every forward pass.",
+                f"A second training forward pass at step {step}, micro_step {micro_step} draws "
+                "the same noise again. Call `neft.set_step(step, micro_step)` before every "
+                "forward pass.",
                 NEFTWarning,
                 stacklevel=2,
             )
@@ -325,16 +335,17 @@ def _around(model: nn.Module, sites: list[NoiseSite]) -> list[nn.Module]:
 def _refuse_second_noise(model: nn.Module) -> None:
     if attached_handle(model) is not None:
         raise RuntimeError(
-            f"NEFT noise is already attached to {type(model).__name__}, and would be added twice. Call "
-            "`remove()` on the first handle or callback before attaching again."
+            f"NEFT noise is already attached to {type(model).__name__}, and would be added twice. "
+            "Call `remove()` on the first handle or callback before attaching again."
         )
     for name, module in model.named_modules():
         for hook in module._forward_hooks.values():
             if getattr(hook, "__name__", "") == "neftune_post_forward_hook":
                 raise RuntimeError(
-                    f"The built-in NEFTune hook is on '{name}' of {type(model).__name__}, so noise would be "
-                    "added twice. Drop `neftune_noise_alpha` from the training arguments and give alpha to "
-                    "NEFTConfig alone, or use NEFTSFTTrainer, which takes the key over."
+                    f"The built-in NEFTune hook is on '{name}' of {type(model).__name__}, so "
+                    "noise would be added twice. Drop `neftune_noise_alpha` from the training "
+                    "arguments and give alpha to NEFTConfig alone, or use NEFTSFTTrainer, which "
+                    "takes the key over."
                 )
 
 
@@ -344,9 +355,9 @@ def _no_noise(handle: NEFTHandle, site: NoiseSite, batch: Mapping[str, Any]) -> 
     way_out = (
         "Pass `input_ids` instead"
         if "inputs_embeds" in batch
-        else "Name the module that is called: `embedding='...'` of `attach_neft` or `NEFTCallback`. If "
-        "the model was compiled and ran in training mode before the noise was attached, call "
-        "`torch.compiler.reset()` first"
+        else "Name the module that is called: `embedding='...'` of `attach_neft` or "
+        "`NEFTCallback`. If the model was compiled and ran in training mode before the noise was "
+        "attached, call `torch.compiler.reset()` first"
     )
     return (
         f"The noise did not reach {handle._model_name}: its embedding '{name}' "

@@ -1,4 +1,4 @@
-"""Names -> variants, by entry point: our own distributions, schedules and token rules, and anyone's."""
+"""Names -> variants, by entry point: our own and those of anyone's package."""
 
 from collections.abc import Callable
 from functools import cache
@@ -60,9 +60,9 @@ def variants(kind: Kind) -> dict[str, Variant]:
             )
     if not found:
         raise RegistryError(
-            f"No {kind} is registered in the entry-point group '{GROUPS[kind]}', so neft-plugins is "
-            "not installed here, only importable. Install it: pip install neft-plugins (or pip install "
-            "-e . in a checkout)."
+            f"No {kind} is registered in the entry-point group '{GROUPS[kind]}', so neft-plugins "
+            "is not installed here, only importable. Install it: pip install neft-plugins (or "
+            "pip install -e . in a checkout)."
         )
     return dict(sorted(found.items()))
 

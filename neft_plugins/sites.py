@@ -19,16 +19,19 @@ Batch = Mapping[str, Any]
 class NoiseSite:
     """The noise at one embedding module.
 
-    What changes from step to step is in the 0-dim CPU tensors ``alpha`` and ``seed``, which a compiled
-    graph takes as inputs; the rest is fixed when the noise is attached.
+    What changes from step to step is in the 0-dim CPU tensors ``alpha`` and ``seed``, which a
+    compiled graph takes as inputs; the rest is fixed when the noise is attached.
 
     Args:
         model: The model, asked for its padding and placeholder tokens.
         embedding: Where the noise is added.
         config: What noise.
+        alone: Whether it is the model's only site.
     """
 
-    def __init__(self, model: nn.Module, embedding: InputEmbedding, config: NEFTConfig) -> None:
+    def __init__(
+        self, model: nn.Module, embedding: InputEmbedding, config: NEFTConfig, alone: bool = True
+    ) -> None:
         self.embedding = embedding
         self.config = config
         self.alpha = torch.zeros((), dtype=torch.float32)
@@ -42,7 +45,7 @@ class NoiseSite:
         self._placeholders = finder.placeholder_ids(model)
         self._pad_token_id = finder.pad_token_id(model)
         self._model_name = type(model).__name__
-        self._takes_labels = embedding.side == "decoder" or not finder.is_encoder_decoder(model)
+        self._alone = alone
         registry.load("distribution", config.distribution)
 
     def __call__(self, batch: Batch, module_ids: Tensor, clean: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ class NoiseSite:
         return noisy
 
     def _lengths(self, batch: Batch, module_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """L of each token that gets noise and 0 elsewhere, (B, T) int64; and which tokens are real."""
+        """(B, T): L of each token that gets noise, 0 elsewhere; and which tokens are real."""
         ids = batch.get("input_ids")
         ids = _two_dimensional(module_ids if ids is None else ids)
         if self.config.length == "row":
@@ -80,7 +83,7 @@ class NoiseSite:
         else:
             documents = lengths.find_documents(batch, ids, self._pad_token_id)
         view = TokenView(
-            ids, documents.real, documents.index, lambda: self._read_labels(batch, ids.shape)
+            ids, documents.real, documents.number, lambda: self._read_labels(batch, ids.shape)
         )
         noised = self._rule(view) & documents.real
         for placeholder in self._placeholders:
@@ -96,16 +99,19 @@ class NoiseSite:
         scale = inject.noise_scale(self.alpha, noised_lengths, clean.shape[-1])
         if self._scaler is None:
             return scale
-        factor = self._scaler.embed_scale
+        factor: Any = self._scaler.embed_scale
         # The module rounds its factor to its dtype before it multiplies.
         return scale * (factor.to(clean.dtype) if isinstance(factor, Tensor) else factor)
 
     def _read_labels(self, batch: Batch, shape: torch.Size) -> Tensor:
         rule = f"`tokens: {self.config.tokens}`"
-        if not self._takes_labels:
+        if self.embedding.side == "encoder" and not self._alone and batch.get("labels") is not None:
+            return torch.full(shape, IGNORED_LABEL, device=batch["labels"].device)
+        if self.embedding.side == "encoder":
             raise MissingLabelsError(
-                f"{rule} has no meaning for the encoder of {self._model_name}: its labels are those of the "
-                "decoder's tokens. Use `tokens: all`, or put noise on the decoder with decoder=True."
+                f"{rule} has no meaning for the encoder of {self._model_name}: its labels are "
+                "those of the decoder's tokens. Use `tokens: all`, or put noise on the decoder "
+                "with decoder=True."
             )
         labels, shifted = batch.get("labels"), batch.get("shift_labels")
         if labels is None and shifted is not None:
@@ -114,14 +120,15 @@ class NoiseSite:
             seen = ", ".join(f"`{key}`" for key, value in batch.items() if value is not None)
             raise MissingLabelsError(
                 f"{rule} needs labels, but {self._model_name} was called with {seen} only. Use "
-                "NEFTSFTTrainer, pass labels to the model, or call `neft.set_batch(labels=labels)` before "
-                "the forward pass; a trainer that keeps its labels or completion mask from the model (DPO, "
-                "KTO, Reward) can only use `tokens: all`."
+                "NEFTSFTTrainer, pass labels to the model, or call "
+                "`neft.set_batch(labels=labels)` before the forward pass; a trainer that keeps "
+                "its labels or completion mask from the model (DPO, KTO, Reward) can only use "
+                "`tokens: all`."
             )
         if labels.shape != shape:
             raise MissingLabelsError(
-                f"{rule} needs one label for each token: labels have shape {tuple(labels.shape)}, the "
-                f"tokens {tuple(shape)}. Use `tokens: all`."
+                f"{rule} needs one label for each token: labels have shape {tuple(labels.shape)}, "
+                f"the tokens {tuple(shape)}. Use `tokens: all`."
             )
         return labels
 
@@ -160,9 +167,9 @@ def align(
 ) -> Tensor:
     """Lay (B, T) values of the batch's tokens onto the tokens the embedding module was given.
 
-    Most modules get the batch's tokens as they are. Some get them flattened, with or without the padding
-    (ModernBERT), transposed (XLNet), or with tokens of the model's own before (CPM-Ant) or after
-    (Longformer, Reformer) them; the model's own tokens get the value 0.
+    Most modules get the batch's tokens as they are. Some get them flattened, with or without the
+    padding (ModernBERT), transposed (XLNet), or with tokens of the model's own before (CPM-Ant) or
+    after (Longformer, Reformer) them; the model's own tokens get the value 0.
 
     Args:
         values: (B, T), one for each token of the batch.
@@ -194,8 +201,8 @@ def align(
         before = torch.nn.functional.pad(values, (extra, 0))
         return torch.where((module_ids[:, extra:] == ids).all(), before, after)
     raise ValueError(
-        f"The embedding produced vectors for {tuple(shape)} tokens, but the batch has {tuple(values.shape)}. "
-        "Name the module that embeds the batch's tokens with `embedding=`."
+        f"The embedding produced vectors for {tuple(shape)} tokens, but the batch has "
+        f"{tuple(values.shape)}. Name the module that embeds the batch's tokens with `embedding=`."
     )
 
 

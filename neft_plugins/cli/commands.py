@@ -1,4 +1,4 @@
-"""The commands of ``neft``. Hosts are imported when a command needs them, so ``--help`` stays fast."""
+"""The commands of ``neft``; hosts are imported only by the commands that need them."""
 
 import inspect
 from typing import get_args
@@ -28,7 +28,7 @@ def neft() -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sft(arguments: tuple[str, ...]) -> None:
-    """Fine-tune as ``trl sft`` does: its arguments, ``--config X.yaml``, ``--accelerate_config``."""
+    """Fine-tune as ``trl sft`` does: its arguments, --config X.yaml, --accelerate_config."""
     from neft_plugins.cli.launch import launch_sft
 
     try:
@@ -50,4 +50,4 @@ def list_variants() -> None:
             table.add_section()
     except registry.RegistryError as error:
         raise CleanError(str(error)) from error
-    Console(soft_wrap=not Console().is_terminal).print(table)
+    Console().print(table)

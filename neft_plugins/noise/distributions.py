@@ -1,8 +1,8 @@
 """eps: what one coordinate of the noise is drawn from.
 
-A distribution is a function ``(shape, generator) -> Tensor``: i.i.d. float32 draws on the generator's
-device, of zero mean and **variance 1/3**, so that alpha means the same energy whatever the
-distribution. All randomness comes from the generator that is passed in.
+A distribution is a function ``(shape, generator) -> Tensor``: i.i.d. float32 draws on the
+generator's device, of zero mean and **variance 1/3**, so that alpha means the same energy whatever
+the distribution. All randomness comes from the generator that is passed in.
 """
 
 from collections.abc import Sequence

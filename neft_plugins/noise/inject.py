@@ -1,7 +1,7 @@
 """The equation: E' = E + m * g * alpha(t) / sqrt(L * D) * eps.
 
-Alpha and the seed come in as 0-dim CPU tensors, and eps is drawn by a registered operator, so that a compiled
-graph stays whole and is not compiled again when they change.
+Alpha and the seed come in as 0-dim CPU tensors, and eps is drawn by a registered operator, so that
+a compiled graph stays whole and is not compiled again when they change.
 """
 
 import torch
@@ -41,7 +41,7 @@ def relative_noise_scale(alpha: float | Tensor, token_norms: Tensor, hidden_size
 
 
 def token_norms(embeddings: Tensor) -> Tensor:
-    """(..., D) embeddings of any dtype -> (...) float32 L2 norms; no gradient flows through them."""
+    """(..., D) embeddings of any dtype -> (...) float32 L2 norms, without a gradient."""
     return torch.linalg.vector_norm(embeddings.detach(), dim=-1, dtype=torch.float32)
 
 
@@ -76,7 +76,7 @@ def _(embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distributi
 def add_noise(
     embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str
 ) -> tuple[Tensor, Tensor]:
-    """Add noise, computed in float32, in the embeddings' dtype. The gradient passes unchanged.
+    """Add float32 noise in the embeddings' dtype; the gradient passes unchanged.
 
     Args:
         embeddings: (..., D), any floating dtype.

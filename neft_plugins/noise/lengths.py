@@ -1,7 +1,8 @@
 """L: how many tokens the document of each token has.
 
 A row of a batch may hold one document with padding, or many documents packed; four encodings of
-packing are in use. All are read here, without branching on data, so that the code traces into one graph.
+packing are in use. All are read here, without branching on data, so that the code traces into one
+graph.
 """
 
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ class Documents(NamedTuple):
     """Which document each token belongs to.
 
     Attributes:
-        index: (B, T) int64, the document's number, from 0 to at most ``B * T - 1`` over the batch.
+        number: (B, T) int64, the document's number, from 0 to at most ``B * T - 1`` over the batch.
         real: (B, T) bool, False on padding.
     """
 
-    index: Tensor
+    number: Tensor
     real: Tensor
 
 
@@ -41,9 +42,9 @@ def find_documents(
     - ``cu_seq_lens_q`` (N + 1,), cumulated lengths over the flattened batch, has a boundary;
     - ``attention_mask`` (B, T) goes from one document's code to the next (Axolotl's 1, 2, 3, ...).
 
-    Padding is where ``attention_mask`` is 0, ``seq_idx`` is negative, or ``cu_seq_lens_q`` has ended.
-    Without an ``attention_mask``, a packed document made of padding tokens alone is padding too: that is how
-    TRL fills a padding-free row up to ``pad_to_multiple_of``.
+    Padding is where ``attention_mask`` is 0, ``seq_idx`` is negative, or ``cu_seq_lens_q`` has
+    ended. Without an ``attention_mask``, a packed document made of padding tokens alone is padding
+    too: that is how TRL fills a padding-free row up to ``pad_to_multiple_of``.
 
     Args:
         batch: The model's keyword arguments; absent and None entries are the same.
@@ -54,7 +55,8 @@ def find_documents(
         The documents; tensors of shape (B, T).
 
     Raises:
-        ValueError: If ``attention_mask`` is not a (B, T) tensor, so documents cannot be read from it.
+        ValueError: If ``attention_mask`` is not a (B, T) tensor, so documents cannot be read from
+        it.
     """
     shape, device = input_ids.shape, input_ids.device
     starts = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -65,11 +67,13 @@ def find_documents(
     if mask is not None:
         codes = _two_dimensional_mask(mask, shape).to(torch.int64)
         real = codes != 0
-        # A hole in a 0/1 mask does not split a document, so compare with the last code seen, not with 0.
+        # A hole in a 0/1 mask does not split a document, so compare with the last code seen, not
+        # with 0.
         seen = codes.cummax(dim=1).values[:, :-1]
         starts[:, 1:] |= (codes[:, 1:] > seen) & (seen > 0)
 
-    # Positions of other ranks (mrope's (3, B, T)) number image patches and say nothing of documents.
+    # Positions of other ranks (mrope's (3, B, T)) number image patches and say nothing of
+    # documents.
     positions = _expand(batch.get("position_ids"), shape)
     if positions is not None:
         starts[:, 1:] |= positions[:, 1:] <= positions[:, :-1]
@@ -86,12 +90,12 @@ def find_documents(
         starts |= torch.isin(place, boundaries)
         real = real & (place < boundaries[-1])
 
-    index = starts.flatten().cumsum(0).view(shape) - 1
-    documents = Documents(index, real)
+    number = starts.flatten().cumsum(0).view(shape) - 1
+    documents = Documents(number, real)
     packed = positions is not None or sequence is not None or boundaries is not None
     if packed and mask is None and pad_token_id is not None:
         text = count_tokens(documents, input_ids != pad_token_id)
-        documents = Documents(index, real & (text > 0))
+        documents = Documents(number, real & (text > 0))
     return documents
 
 
@@ -105,7 +109,7 @@ def count_tokens(documents: Documents, mask: Tensor) -> Tensor:
     Returns:
         (B, T) int64: at every token, the count over its document.
     """
-    index = documents.index.flatten()
+    index = documents.number.flatten()
     counts = torch.zeros(index.numel(), dtype=torch.int64, device=index.device)
     counts = counts.scatter_add(0, index, mask.flatten().to(torch.int64))
     return counts[index].view(mask.shape)
@@ -115,8 +119,9 @@ def _two_dimensional_mask(mask: Any, shape: torch.Size) -> Tensor:
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            "Document lengths cannot be read from this `attention_mask`: it must be a (batch, tokens) "
-            f"tensor; got {got}. Pass a 2-D mask, or set `length: row` to scale by the row's width."
+            "Document lengths cannot be read from this `attention_mask`: it must be a (batch, "
+            f"tokens) tensor; got {got}. Pass a 2-D mask, or set `length: row` to scale by the "
+            "row's width."
         )
     if mask.shape != shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the noise was: sums gathered on the device, and the few numbers made of them at a logging step."""
+"""What the noise was: sums gathered on the device, and the numbers made of them."""
 
 from typing import NamedTuple
 
@@ -30,8 +30,8 @@ def measure(noise: Tensor, token_norms: Tensor, noised: Tensor, real: Tensor) ->
         real: Any shape, bool, the tokens that are not padding.
 
     Returns:
-        (4,) float64 on the noise's device: noise energy, signal energy of noised tokens, coordinates
-        noised, and real tokens.
+        (4,) float64 on the noise's device: noise energy, signal energy of noised tokens,
+        coordinates noised, and real tokens.
     """
     noise_energy = torch.linalg.vector_norm(noise, dim=-1).square().sum(dtype=torch.float64)
     signal_energy = (token_norms.square() * noised).sum(dtype=torch.float64)

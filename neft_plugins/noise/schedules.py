@@ -1,8 +1,8 @@
 """alpha(t): how strong the noise is at optimizer step t.
 
-A schedule is built by a function ``(alpha, alpha_end, total_steps, **schedule_args)`` and is itself a pure
-function of the step, ``Schedule = Callable[[int], float]``; it holds no state, so a resumed run needs
-none. Each one is ``alpha_end + (alpha - alpha_end) * f(t)`` with ``f(0) = 1``.
+A schedule is built by a function ``(alpha, alpha_end, total_steps, **schedule_args)`` and is
+itself a pure function of the step, ``Schedule = Callable[[int], float]``; it holds no state, so a
+resumed run needs none. Each one is ``alpha_end + (alpha - alpha_end) * f(t)`` with ``f(0) = 1``.
 """
 
 import math
@@ -118,8 +118,8 @@ def step(
 def with_warmup(schedule: Schedule, alpha: float, warmup_steps: int) -> Schedule:
     """Ramp from 0 to alpha over the first steps, then start the schedule.
 
-    ``alpha * t / W`` for t < W, ``schedule(t - W)`` after: noise is 0 at step 0 and alpha at step W,
-    like the learning rate of transformers' warm-ups.
+    ``alpha * t / W`` for t < W, ``schedule(t - W)`` after: noise is 0 at step 0 and alpha at step
+    W, like the learning rate of transformers' warm-ups.
 
     Args:
         schedule: What follows the ramp; its step 0 is step W of training.

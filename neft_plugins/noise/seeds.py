@@ -1,8 +1,8 @@
 """Where the randomness comes from: a private generator, a pure function of what it is for.
 
 Every forward pass draws from a generator seeded by ``(seed, t, k)``. So noise takes nothing from
-the global generators, a resumed run needs no saved state, and the k-th micro-batch of a global batch gets
-the same noise however ranks and accumulation steps share it out.
+the global generators, a resumed run needs no saved state, and the k-th micro-batch of a global
+batch gets the same noise however ranks and accumulation steps share it out.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ def micro_batch_index(micro_step: int, data_rank: int, data_world_size: int) -> 
         data_world_size: Number of data-parallel ranks.
 
     Returns:
-        ``micro_step * data_world_size + data_rank``, the order in which accelerate deals micro-batches.
+        ``micro_step * data_world_size + data_rank``, the order in which accelerate deals
+        micro-batches.
     """
     return micro_step * data_world_size + data_rank
 

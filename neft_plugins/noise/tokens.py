@@ -20,7 +20,8 @@ class TokenView(NamedTuple):
         input_ids: (B, T) int, the tokens.
         real: (B, T) bool, False on padding.
         document: (B, T) int64, the number of each token's document, counted over the batch.
-        read_labels: Gives the labels, (B, T) int; raises ``MissingLabelsError`` where there are none.
+        read_labels: Gives the labels, (B, T) int; raises ``MissingLabelsError`` where there are
+            none.
     """
 
     input_ids: Tensor

@@ -9,12 +9,16 @@ from trl import SFTConfig
 from neft_plugins.config import KEY_KNOBS, NEFTConfig, NEFTConfigError
 
 
+def _key(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"help": description})
+
+
 @dataclass
 class NEFTSFTConfig(SFTConfig):
     r"""Arguments of ``NEFTSFTTrainer``: those of TRL's ``SFTConfig``, and the noise's.
 
-    The noise is on when ``neftune_noise_alpha``, an argument of every ``TrainingArguments``, is set. What
-    each key means is told by ``NEFTConfig``.
+    The noise is on when ``neftune_noise_alpha``, an argument of every ``TrainingArguments``, is
+    set. What each key means is told by ``NEFTConfig``.
 
     Args:
         neft_distribution: Distribution of the noise.
@@ -31,55 +35,37 @@ class NEFTSFTConfig(SFTConfig):
         NEFTConfigError: For a value that is not allowed, or a ``neft_*`` key without an alpha.
     """
 
-    neft_distribution: str = field(
-        default="uniform",
-        metadata={
-            "help": "Distribution of the noise: uniform, gaussian, rademacher, or a registered name."
-        },
+    neft_distribution: str = _key(
+        "uniform",
+        "Distribution of the noise: uniform, gaussian, rademacher, or a registered name.",
     )
-    neft_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "How neftune_noise_alpha changes over training: constant, linear, cosine, polynomial, "
-            "exponential, step, or a registered name."
-        },
+    neft_schedule: str = _key(
+        "constant",
+        "How neftune_noise_alpha changes over training: constant, linear, cosine, polynomial, "
+        "exponential, step, or a registered name.",
     )
-    neft_schedule_args: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Arguments of the schedule, such as '{\"power\": 2}' for polynomial."},
+    neft_schedule_args: dict[str, Any] | str | None = _key(
+        None, "Arguments of the schedule, such as '{\"power\": 2}' for polynomial."
     )
-    neft_alpha_end: float = field(
-        default=0.0, metadata={"help": "Alpha at the end of the schedule."}
+    neft_alpha_end: float = _key(0.0, "Alpha at the end of the schedule.")
+    neft_warmup_steps: float = _key(
+        0,
+        "Number of steps over which alpha rises from 0 (int), or their share of training (float "
+        "in [0, 1)).",
     )
-    neft_warmup_steps: float = field(
-        default=0,
-        metadata={
-            "help": "Number of steps over which alpha rises from 0 (int), or their share of training "
-            "(float in [0, 1))."
-        },
+    neft_tokens: str = _key(
+        "all",
+        "Tokens that get noise: all, response (labels != -100), prompt, or a registered name.",
     )
-    neft_tokens: str = field(
-        default="all",
-        metadata={
-            "help": "Tokens that get noise: all, response (labels != -100), prompt, or a registered name."
-        },
+    neft_length: str | None = _key(
+        None,
+        "Length that scales the noise: sequence (real tokens of the document; the default), row "
+        "(width of the tensor, as in transformers), noised (its tokens that get noise).",
     )
-    neft_length: str | None = field(
-        default=None,
-        metadata={
-            "help": "Length that scales the noise: sequence (real tokens of the document; the default), row "
-            "(width of the tensor, as in transformers), or noised (tokens of the document that get noise)."
-        },
+    neft_scale: str = _key(
+        "absolute", "absolute, or relative: alpha is then the noise-to-signal ratio (0.02 to 0.2)."
     )
-    neft_scale: str = field(
-        default="absolute",
-        metadata={
-            "help": "absolute, or relative: alpha is then the noise-to-signal ratio (0.02 to 0.2)."
-        },
-    )
-    neft_seed: int | None = field(
-        default=None, metadata={"help": "Seed of the noise; the value of seed where unset."}
-    )
+    neft_seed: int | None = _key(None, "Seed of the noise; the value of seed where unset.")
 
     def __post_init__(self) -> None:
         self._parse_schedule_args()
@@ -96,6 +82,6 @@ class NEFTSFTConfig(SFTConfig):
                 self.neft_schedule_args = json.loads(self.neft_schedule_args)
             except json.JSONDecodeError as error:
                 raise NEFTConfigError(
-                    "`neft_schedule_args` must be a mapping of the schedule's arguments, or its JSON such as "
-                    f"'{{\"power\": 2}}'; got {self.neft_schedule_args!r} ({error})."
+                    "`neft_schedule_args` must be a mapping of the schedule's arguments, or its "
+                    f"JSON such as '{{\"power\": 2}}'; got {self.neft_schedule_args!r} ({error})."
                 ) from None

@@ -1,6 +1,7 @@
 """The training script of ``neft sft``: supervised fine-tuning from a YAML or the command line.
 
-Run it as ``neft sft --config X.yaml``, or by itself: ``accelerate launch -m neft_plugins.trl.sft --config X.yaml``.
+Run it as ``neft sft --config X.yaml``, or by itself: ``accelerate launch -m neft_plugins.trl.sft
+--config X.yaml``.
 """
 
 import warnings
@@ -55,7 +56,8 @@ def load_data(
     """
     if mixture.datasets and script.dataset_name:
         warnings.warn(
-            f"`datasets` and `dataset_name` are both set; `dataset_name: {script.dataset_name}` is not used.",
+            f"`datasets` and `dataset_name` are both set; `dataset_name: {script.dataset_name}` "
+            "is not used.",
             NEFTWarning,
             stacklevel=2,
         )

@@ -19,12 +19,10 @@ def print_summary(trainer: "NEFTSFTTrainer") -> None:
     rows = noise_rows(trainer) + loss_rows(trainer)
     if not trainer.accelerator.is_main_process:
         return
-    table = Table(
-        "what this run did", "first step logged", "last step logged", title_justify="left"
-    )
+    table = Table("what this run did", "first log", "last log")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=not Console().is_terminal).print(table)
+    Console().print(table)
 
 
 def noise_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
@@ -40,7 +38,7 @@ def noise_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
 
 
 def loss_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
-    """(what, first, last) of the losses, in nats per token; those without noise are the last only."""
+    """(what, first, last) of the losses, in nats per token; without noise, the last only."""
     with_noise = "with noise" if trainer.neft is not None else "while training"
     rows = [(f"training loss, {with_noise}", *_first_and_last(trainer, "loss"))]
     held_out, train = trainer.eval_dataset, trainer.train_dataset

@@ -12,9 +12,10 @@ from neft_plugins.config import KEY_KNOBS, NEFTConfig
 class NEFTSFTTrainer(SFTTrainer):
     """TRL's ``SFTTrainer`` with noisy embeddings, by the ``neft_*`` keys of its ``NEFTSFTConfig``.
 
-    ``neftune_noise_alpha`` is taken over from the built-in hook, so noise is added once. Without it this is the
-    ``SFTTrainer``. However training ends, the model is left without a hook. ``neft/*`` metrics are logged beside
-    the loss, and ``neft_config.json`` is saved beside the model.
+    ``neftune_noise_alpha`` is taken over from the built-in hook, so noise is added once. Without
+    it this is the ``SFTTrainer``. However training ends, the model is left without a hook.
+    ``neft/*`` metrics are logged beside the loss, and ``neft_config.json`` is saved beside the
+    model.
 
     Takes the arguments of ``SFTTrainer``. Its ``args`` may also be a plain ``SFTConfig``, whose
     ``neftune_noise_alpha`` then gets the default of every other key.
@@ -41,7 +42,7 @@ class NEFTSFTTrainer(SFTTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As ``SFTTrainer.compute_loss``; the noise also sees labels that the model is not given."""
+        """As ``SFTTrainer.compute_loss``; the noise sees the labels even if the model does not."""
         handle = self.neft.handle if self.neft is not None else None
         if handle is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
@@ -55,4 +56,4 @@ class NEFTSFTTrainer(SFTTrainer):
         """As ``SFTTrainer.save_model``, with ``neft_config.json`` beside the model."""
         super().save_model(output_dir, _internal_call)
         if self.neft is not None and self.args.should_save:
-            self.neft.save_config(output_dir or self.args.output_dir)
+            self.neft.save_config(output_dir or self.args.output_dir or ".")
