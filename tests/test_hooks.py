@@ -1,0 +1,305 @@
+"""attach_neft on a model: when noise is on, the fire check, and no trace left."""
+
+import copy
+import re
+
+import pytest
+import torch
+from reference import Document, Embedder, padded
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.neftune import activate_neftune
+
+from neft_plugins import NEFTConfig, attach_neft
+from neft_plugins.config import NEFTWarning
+from neft_plugins.hooks import NoNoiseError, attached_handle
+from neft_plugins.noise.tokens import MissingLabelsError
+
+CONFIG = NEFTConfig(alpha=5.0)
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).train()
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    return padded([Document(7, 3), Document(4, 2)]).arguments
+
+
+def traces(model: nn.Module) -> list:
+    """Everything noise could leave behind."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
+    more = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+    return [
+        (name, sorted(vars(module)), [len(getattr(module, h)) for h in hooks + more])
+        for name, module in model.named_modules()
+    ]
+
+
+def test_every_way_out_leaves_no_trace(model, batch):
+    before, state = traces(model), copy.deepcopy(model.state_dict())
+
+    def normal(neft):
+        pass
+
+    def error(neft):
+        raise ValueError
+
+    def interrupt(neft):
+        raise KeyboardInterrupt
+
+    def inside_forward(neft):
+        model(input_ids=torch.tensor([[10**6]]))
+
+    for ending in (normal, error, interrupt, inside_forward):
+        try:
+            with attach_neft(model, CONFIG) as neft:
+                assert traces(model) != before
+                assert model.state_dict().keys() == state.keys()
+                model(**batch)
+                ending(neft)
+        except (ValueError, KeyboardInterrupt, IndexError):
+            pass
+        assert traces(model) == before, ending.__name__
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+
+
+def test_remove_twice_is_fine_and_attaching_again_works(model, batch):
+    neft = attach_neft(model, CONFIG)
+    neft.remove()
+    neft.remove()
+    assert attached_handle(model) is None
+    with attach_neft(model, CONFIG):
+        assert attached_handle(model) is not None
+
+
+def test_noise_goes_on_after_an_error_inside_a_forward_pass(model, batch):
+    with torch.no_grad():
+        clean = model.model.embed_tokens(batch["input_ids"])
+    with attach_neft(model, CONFIG) as neft:
+        with pytest.raises(IndexError):
+            model(input_ids=torch.tensor([[10**6]]))
+        neft.set_step(1)
+        seen = hidden_states(model, batch)
+        # Scaled by this batch's mask, not by a stale one.
+        padding = batch["attention_mask"] == 0
+        assert torch.equal(seen[padding], clean[padding])
+        assert not torch.equal(seen[~padding], clean[~padding])
+
+
+def hidden_states(model, batch, **kwargs) -> torch.Tensor:
+    """What the first decoder layer is given."""
+    seen = []
+    layer = model.get_decoder().layers[0]
+    hook = layer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+    try:
+        model(**batch, **kwargs)
+    finally:
+        hook.remove()
+    return seen[0].detach()
+
+
+def test_attaching_twice_is_an_error(model):
+    with attach_neft(model, CONFIG), pytest.raises(RuntimeError, match="already attached to Llama"):
+        attach_neft(model, CONFIG)
+
+
+def test_the_built_in_hook_is_an_error_that_names_the_key(model):
+    activate_neftune(model, 5.0)
+    message = "Drop `neftune_noise_alpha` from the training arguments"
+    with pytest.raises(RuntimeError, match=message):
+        attach_neft(model, CONFIG)
+
+
+def test_off_in_eval_mode_and_without_gradients(model, batch):
+    clean = hidden_states(model, batch)
+    with attach_neft(model, CONFIG):
+        assert not torch.equal(hidden_states(model, batch), clean)
+        with torch.no_grad():
+            assert torch.equal(hidden_states(model, batch), clean)
+        with torch.inference_mode():
+            assert torch.equal(hidden_states(model, batch), clean)
+        model.generate(batch["input_ids"][:1, :7], max_new_tokens=2)
+        model.eval()
+        assert torch.equal(hidden_states(model, batch), clean)
+        model.generate(batch["input_ids"][:1, :7], max_new_tokens=2)
+
+
+def test_an_alpha_of_zero_costs_nothing(model, batch, monkeypatch):
+    clean = hidden_states(model, batch)
+    config = NEFTConfig(alpha=5.0, warmup_steps=2, tokens="response")
+    with attach_neft(model, config) as neft:
+        monkeypatch.setattr(type(neft._sites[0]), "__call__", None)  # would fail if it were called
+        assert torch.equal(hidden_states(model, batch), clean)
+        assert neft.metrics() == {"neft/alpha": 0.0}
+
+
+def test_inputs_embeds_stop_training(model, batch):
+    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
+    message = (
+        "The noise did not reach LlamaForCausalLM: its embedding 'model.embed_tokens' (Embedding) "
+        "was not called in a training forward pass that was given `inputs_embeds`. Pass "
+        "`input_ids` instead."
+    )
+    with attach_neft(model, CONFIG), pytest.raises(NoNoiseError, match=re.escape(message)):
+        model(inputs_embeds=embeds, attention_mask=batch["attention_mask"])
+
+
+class Rebel(Embedder):
+    """A model that does not use the embedding it says it uses."""
+
+    def forward(self, input_ids, **arguments):
+        return nn.functional.embedding(input_ids, self.embed.weight)
+
+
+def test_a_model_that_never_calls_its_embedding_stops_training(batch):
+    model = Rebel(8)
+    message = "its embedding 'embed' .* Name the module that is called: `embedding='...'`"
+    with attach_neft(model, CONFIG), pytest.raises(NoNoiseError, match=message):
+        model(**batch)
+
+
+def test_a_call_of_an_inner_model_sees_its_own_batch(model, batch):
+    # Liger's losses and some reward models call the decoder, not the model around it.
+    decoder_batch = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    with attach_neft(model, CONFIG) as neft:
+        whole = hidden_states(model, batch)
+        neft.set_step(0)
+        inner = {}
+        layer = model.model.layers[0]
+        hook = layer.register_forward_pre_hook(
+            lambda module, args, kwargs: inner.update(seen=args[0]), with_kwargs=True
+        )
+        model.model(**decoder_batch)
+        hook.remove()
+    assert torch.equal(inner["seen"], whole)
+
+
+def test_positional_arguments_are_read(model, batch):
+    with attach_neft(model, CONFIG) as neft:
+        named = model(**batch).logits
+        neft.set_step(0)
+        positional = model(batch["input_ids"], batch["attention_mask"]).logits
+    assert torch.equal(named, positional)
+
+
+@pytest.mark.parametrize("tokens", ["response", "prompt"])
+def test_labels_out_of_reach_are_an_error(model, batch, tokens):
+    del batch["labels"]
+    message = (
+        f"`tokens: {tokens}` needs labels, but LlamaForCausalLM was called with `input_ids`, "
+        "`attention_mask` only. Use NEFTSFTTrainer, pass labels to the model, or call "
+        "`neft.set_batch(labels=labels)`"
+    )
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens=tokens)):
+        with pytest.raises(MissingLabelsError, match=re.escape(message)):
+            model(**batch)
+
+
+def test_set_batch_brings_labels_into_reach(model, batch):
+    labels = batch.pop("labels")
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
+        with_labels = hidden_states(model, batch, labels=labels)
+        neft.set_step(0)
+        neft.set_batch(labels=labels)
+        assert torch.equal(hidden_states(model, batch), with_labels)
+        neft.set_batch()
+        with pytest.raises(MissingLabelsError):
+            model(**batch)
+
+
+def test_shifted_labels_are_shifted_back(model, batch):
+    labels = batch.pop("labels")
+    shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
+        expected = hidden_states(model, batch, labels=labels)
+        neft.set_step(0)
+        neft.set_batch(shift_labels=shifted)
+        assert torch.equal(hidden_states(model, batch), expected)
+
+
+def test_labels_of_another_shape_are_an_error(batch):
+    model = Embedder(8)
+    batch["labels"] = torch.tensor([0, 1])
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")):
+        with pytest.raises(MissingLabelsError, match=r"one label for each token: .* shape \(2,\)"):
+            model(**batch)
+
+
+def test_metrics_are_those_of_the_equation(model, batch):
+    config = NEFTConfig(alpha=5.0, distribution="rademacher", tokens="response")
+    clean = model.get_input_embeddings()(batch["input_ids"]).detach()
+    response = batch["labels"] != -100
+    with attach_neft(model, config) as neft:
+        seen = hidden_states(model, batch)
+        metrics = neft.metrics()
+        noise = (seen - clean)[response]
+        assert metrics["neft/alpha"] == 5.0
+        assert metrics["neft/noise_rms"] == pytest.approx(noise.square().mean().sqrt().item())
+        signal = clean[response].square().mean().sqrt().item()
+        assert metrics["neft/noise_to_signal"] == pytest.approx(
+            metrics["neft/noise_rms"] / signal, rel=1e-5
+        )
+        assert metrics["neft/noised_tokens"] == pytest.approx(6 / 11)
+        assert neft.metrics() == {"neft/alpha": 5.0}  # nothing since
+        neft.set_step(1)
+        model(**batch)
+        neft.set_step(2)
+        model(**batch)
+        assert neft.metrics()["neft/noised_tokens"] == pytest.approx(6 / 11)
+
+
+def test_noise_under_the_dtypes_resolution_is_told_once(batch):
+    model = Embedder(16, dtype=torch.bfloat16)
+    nn.init.normal_(model.embed.weight, std=100.0)
+    with attach_neft(model, CONFIG) as neft:
+        model(**batch)
+        with pytest.warns(NEFTWarning, match="under half of what torch.bfloat16 resolves") as told:
+            neft.metrics()
+        assert len(told) == 1
+        neft.set_step(1)
+        model(**batch)
+        neft.metrics()  # a second warning would be an error
+
+
+def test_removal_tells_what_was_never_asked(batch):
+    model = Embedder(16, dtype=torch.bfloat16)
+    nn.init.normal_(model.embed.weight, std=100.0)
+    with pytest.warns(NEFTWarning, match="so most of it is rounded away"):
+        with attach_neft(model, CONFIG):
+            model(**batch)
+
+
+def test_the_same_noise_twice_is_told(model, batch):
+    with attach_neft(model, CONFIG) as neft:
+        model(**batch)
+        neft.set_step(0, 1)
+        model(**batch)
+        with pytest.warns(NEFTWarning, match="step 0, micro_step 1 draws the same noise again"):
+            model(**batch)
+        model(**batch)  # once
+
+
+@pytest.mark.parametrize("place", [(-1, 0), (0, -1), (1.0, 0), (True, 0), ("1", 0)])
+def test_steps_count_from_zero(model, place):
+    with attach_neft(model, CONFIG) as neft, pytest.raises(ValueError, match="count from 0; got"):
+        neft.set_step(*place)
+
+
+def test_gpt2_and_its_position_embeddings(batch):
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, resid_pdrop=0, embd_pdrop=0)
+    model = GPT2LMHeadModel(config).train()
+    with attach_neft(model, CONFIG) as neft:
+        model(**batch)
+        assert neft.metrics()["neft/noised_tokens"] == 1.0
