@@ -117,7 +117,7 @@ class NEFTHandle:
         self._switches = finder.adapter_switches(model)
         self._place = (0, 0)
         self._drawn = False
-        self._told = False
+        self._told_drawn_again = self._told_rounded_away = False
         self._extra: dict[str, Any] = {}
         self._batch: dict[str, Any] | None = None
         self._owner: nn.Module | None = None
@@ -226,9 +226,11 @@ class NEFTHandle:
     def _tell_if_rounded_away(self, stats: meter.NoiseStats) -> None:
         resolution = torch.finfo(self._sites[0].dtype).eps
         strong = self.alpha >= 0.5 * self.config.alpha
-        if self._told or not strong or not 0 < stats.noise_to_signal < resolution / 2:
+        if self._told_rounded_away or not strong:
             return
-        self._told = True
+        if not 0 < stats.noise_to_signal < resolution / 2:
+            return
+        self._told_rounded_away = True
         warnings.warn(
             f"The noise is {stats.noise_to_signal:.2g} of the embeddings, under half of what "
             f"{self._sites[0].dtype} resolves ({resolution:.2g}), so most of it is rounded away. "
@@ -237,11 +239,13 @@ class NEFTHandle:
             stacklevel=3,
         )
 
-    def _tell_if_drawn_again(self) -> None:
+    def _tell_if_drawn_again(self, site: NoiseSite) -> None:
         """Eager only: the same (step, micro_step) in two passes means the same noise in both."""
         recomputing = torch._C._current_graph_task_id() != -1
-        if self._drawn and not self._told and not recomputing:
-            self._told = True
+        if site is not self._sites[0] or recomputing:
+            return
+        if self._drawn and not self._told_drawn_again:
+            self._told_drawn_again = True
             step, micro_step = self._place
             warnings.warn(
                 f"A second training forward pass at step {step}, micro_step {micro_step} draws "
@@ -312,9 +316,11 @@ class _EmbeddingHook:
             if handle.alpha == 0:
                 return None
             handle._collect()
-            handle._tell_if_drawn_again()
         ids = args[0] if args else next(iter(kwargs.values()))
-        return self.site(batch, ids, output)
+        noisy = self.site(batch, ids, output)
+        if not torch.compiler.is_compiling():
+            handle._tell_if_drawn_again(self.site)
+        return noisy
 
 
 def attached_handle(model: nn.Module) -> NEFTHandle | None:

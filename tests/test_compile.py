@@ -1,0 +1,122 @@
+"""torch.compile: one graph, never compiled again while alpha, seed and batch change."""
+
+import pytest
+import torch
+from reference import ENCODINGS, Document, Embedder
+from test_hooks import tiny_llama
+
+from neft_plugins import NEFTConfig, attach_neft
+from neft_plugins.hooks import NoNoiseError
+
+DOCUMENTS = [Document(7, 3), Document(4, 2)]
+DECAY = {"alpha": 5.0, "schedule": "cosine", "warmup_steps": 2, "alpha_end": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _no_recompilation():
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch.compiler.reset()
+
+
+def losses(model, step_model, batch, config, steps=5) -> list[float]:
+    """Losses of a few steps with backward passes; alpha is 0 at the first and the last."""
+    made = []
+    with attach_neft(model, config, total_steps=4) as neft:
+        for step in range(steps):
+            neft.set_step(step)
+            loss = step_model(**batch).loss
+            loss.backward()
+            made.append(loss.item())
+            assert neft.metrics()["neft/alpha"] == pytest.approx(neft.alpha)
+    return made
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"tokens": "response"},
+        {"length": "noised", "tokens": "prompt", "distribution": "gaussian"},
+        {"length": "row", "distribution": "rademacher"},
+        {"scale": "relative"},
+    ],
+)
+def test_one_graph_and_the_same_losses_as_eager(knobs):
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = tiny_llama()
+    config = NEFTConfig(**DECAY, **knobs)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with_compile = losses(model, compiled, batch, config)
+    torch.compiler.reset()
+    assert with_compile == pytest.approx(losses(model, model, batch, config), rel=1e-5)
+    assert len(set(with_compile)) > 3
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_every_way_to_write_documents_traces(encoding):
+    batch = ENCODINGS[encoding](DOCUMENTS).arguments
+    model = Embedder(16)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
+        for step in range(3):
+            neft.set_step(step)
+            noise = compiled(**batch)
+            neft.set_step(step)
+            assert torch.equal(noise, model(**batch))
+
+
+def test_inductor():
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = tiny_llama()
+    config = NEFTConfig(**DECAY, tokens="response")
+    compiled = torch.compile(model, fullgraph=True)
+    with_compile = losses(model, compiled, batch, config)
+    assert with_compile == pytest.approx(losses(model, model, batch, config), rel=1e-4)
+
+
+def test_attaching_to_the_compiled_model_and_to_its_inside_are_the_same():
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = tiny_llama()
+    compiled = torch.compile(model, backend="aot_eager")
+    with attach_neft(compiled, NEFTConfig(alpha=5.0)) as neft:
+        first = compiled(**batch).loss
+        neft.set_step(0)
+        assert first.item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+
+
+@torch._dynamo.config.patch(error_on_recompile=False)
+def test_training_twice_with_one_compiled_model():
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = tiny_llama()
+    compiled = torch.compile(model, backend="aot_eager")
+    for alpha in (5.0, 10.0):
+        config = NEFTConfig(**{**DECAY, "alpha": alpha})
+        with_compile = losses(model, compiled, batch, config)
+        assert with_compile == pytest.approx(losses(model, model, batch, config), rel=1e-5)
+    assert compiled(**batch).loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-6)
+
+
+@torch._dynamo.config.patch(error_on_recompile=False)
+def test_a_graph_compiled_without_hooks_is_an_error_not_silence():
+    # PyTorch does not guard on hooks that were not there (skip_nnmodule_hook_guards).
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = tiny_llama()
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(**batch)
+    with attach_neft(model, NEFTConfig(alpha=5.0)):
+        try:
+            compiled(**batch)
+        except NoNoiseError as error:
+            assert "`torch.compiler.reset()`" in str(error)
+        else:
+            assert noisy(model, compiled, batch)
+    torch.compiler.reset()
+    with attach_neft(model, NEFTConfig(alpha=5.0)):
+        assert noisy(model, compiled, batch)
+
+
+def noisy(model, compiled, batch) -> bool:
+    with torch.no_grad():
+        clean = model(**batch).loss.item()
+    return compiled(**batch).loss.item() != pytest.approx(clean, rel=1e-4)

@@ -1,0 +1,80 @@
+"""The core needs torch alone; public names load on first use; a missing host says what to install."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import neft_plugins
+
+HOSTS = ("transformers", "trl", "axolotl", "peft", "accelerate", "datasets", "deepspeed", "click")
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+
+
+def hosts_loaded_by(code: str) -> str:
+    report = f"\nimport sys; print([h for h in {HOSTS!r} if h in sys.modules])"
+    result = run(textwrap.dedent(code) + report)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_package_loads_no_host_and_not_even_torch():
+    code = "import neft_plugins, sys; assert 'torch' not in sys.modules"
+    assert hosts_loaded_by(code) == "[]"
+
+
+def test_the_core_loads_no_host():
+    code = """
+        import torch
+        from neft_plugins import NEFTConfig, NEFTHandle, attach_neft
+
+        model = torch.nn.Sequential(torch.nn.Embedding(9, 4))
+        with attach_neft(model, NEFTConfig(alpha=5.0), embedding="0"):
+            model(torch.ones(1, 3, dtype=torch.int64))
+    """
+    assert hosts_loaded_by(code) == "[]"
+
+
+def test_the_check_of_hosts_can_fail():
+    assert hosts_loaded_by("from neft_plugins import NEFTCallback") != "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "extra"),
+    [
+        ("NEFTCallback", "transformers", "trl"),
+        ("NEFTSFTConfig", "trl", "trl"),
+        ("NEFTSFTTrainer", "trl", "trl"),
+        ("NEFTPlugin", "axolotl", "axolotl"),
+    ],
+)
+def test_a_missing_host_says_what_to_install(name, host, extra):
+    result = run(f"""
+        import sys
+
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == {host!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+        import neft_plugins
+
+        neft_plugins.{name}
+    """)
+    message = f"`{name}` needs {host}; install it with pip install 'neft-plugins[{extra}]'"
+    assert message in result.stderr.strip().splitlines()[-1]
+
+
+def test_every_public_name_loads():
+    for name in set(neft_plugins.__all__) - {"NEFTPlugin"}:
+        assert getattr(neft_plugins, name) is not None
+    assert set(neft_plugins.__all__) <= set(dir(neft_plugins))
+    with pytest.raises(AttributeError, match="has no attribute 'NEFTTrainer'"):
+        _ = neft_plugins.NEFTTrainer
