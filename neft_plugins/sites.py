@@ -122,7 +122,7 @@ class NoiseSite:
                 f"{rule} needs labels, but {self._model_name} was called with {seen} only. Use "
                 "NEFTSFTTrainer, pass labels to the model, or call "
                 "`neft.set_batch(labels=labels)` before the forward pass; a trainer that keeps "
-                "its labels or completion mask from the model (DPO, KTO, Reward) can only use "
+                "its labels or completion mask from the model can only use "
                 "`tokens: all`."
             )
         if labels.shape != shape:

@@ -40,7 +40,9 @@ def magnitude(
     """alpha / sqrt(L * D) of one token; 0 where it gets no noise."""
 
     def noised(i: int) -> bool:
-        return {"all": True, "response": i >= document.prompt, "prompt": i < document.prompt}[tokens]
+        return {"all": True, "response": i >= document.prompt, "prompt": i < document.prompt}[
+            tokens
+        ]
 
     if not noised(position):
         return 0.0

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers import tiny_llama
 from reference import ENCODINGS, Document, Embedder
-from test_hooks import tiny_llama
 
 from neft_plugins import NEFTConfig, attach_neft
 from neft_plugins.hooks import NoNoiseError

@@ -202,11 +202,15 @@ def test_mask_shapes_that_say_nothing_of_documents_are_refused():
     model = Embedder(8)
     ids = torch.ones(2, 5, dtype=torch.int64)
     with attach_neft(model, NEFTConfig(alpha=ALPHA)):
-        with pytest.raises(ValueError, match=r"must be a \(batch, tokens\) tensor; got shape \(2, 1"):
+        with pytest.raises(
+            ValueError, match=r"must be a \(batch, tokens\) tensor; got shape \(2, 1"
+        ):
             model(input_ids=ids, attention_mask=torch.ones(2, 1, 5, 5))
         with pytest.raises(ValueError, match="tensor; got dict"):
             model(input_ids=ids, attention_mask={"full": None})
-        with pytest.raises(ValueError, match=r"has shape \(2, 4\) but the tokens have shape \(2, 5\)"):
+        with pytest.raises(
+            ValueError, match=r"has shape \(2, 4\) but the tokens have shape \(2, 5\)"
+        ):
             model(input_ids=ids, attention_mask=torch.ones(2, 4))
     with attach_neft(model, NEFTConfig(alpha=ALPHA, length="row")):
         assert model(input_ids=ids, attention_mask=torch.ones(2, 1, 5, 5)).abs().min() > 0

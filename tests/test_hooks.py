@@ -5,9 +5,10 @@ import re
 
 import pytest
 import torch
+from helpers import tiny_llama
 from reference import Document, Embedder, padded
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.integrations.neftune import activate_neftune
 
 from neft_plugins import NEFTConfig, attach_neft
@@ -16,12 +17,6 @@ from neft_plugins.hooks import NoNoiseError, attached_handle
 from neft_plugins.noise.tokens import MissingLabelsError
 
 CONFIG = NEFTConfig(alpha=5.0)
-
-
-def tiny_llama() -> LlamaForCausalLM:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).train()
 
 
 @pytest.fixture

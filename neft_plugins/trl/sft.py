@@ -7,7 +7,7 @@ Run it as ``neft sft --config X.yaml``, or by itself: ``accelerate launch -m nef
 import warnings
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
+from datasets import DatasetDict, IterableDatasetDict, load_dataset
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -95,9 +95,10 @@ def main(
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    # Before saving: on CPUs with AVX512-BF16, reading the state of a 4-bit layer that has been
+    # evaluated spoils it (bitsandbytes 0.50.2).
+    print_summary(trainer)
     trainer.save_model(training.output_dir)
-    if isinstance(trainer.eval_dataset, Dataset) and isinstance(trainer.train_dataset, Dataset):
-        print_summary(trainer)
     trainer.accelerator.print(f"Model saved to {training.output_dir}")
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)

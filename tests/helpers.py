@@ -1,0 +1,59 @@
+"""Small models and data, and a record of the noise that reaches the first decoder layer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+REPO = Path(__file__).resolve().parent.parent
+MODEL = str(REPO / "recipes" / "quickstart" / "model")
+DATA = str(REPO / "recipes" / "quickstart" / "data")
+
+
+def tiny_llama(**config: Any) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**sizes | heads | config)).train()
+
+
+@dataclass
+class Pass:
+    """One forward pass as the first decoder layer saw it."""
+
+    noise: Tensor  # (B, T, D) what was added to the lookup
+    ids: Tensor
+    with_gradients: bool
+    training: bool
+
+    @property
+    def noisy(self) -> bool:
+        return bool(self.noise.abs().max() > 0)
+
+
+@contextmanager
+def recorded_passes(model: nn.Module) -> Iterator[list[Pass]]:
+    """Note every pass of a Llama, or of the Llama inside PEFT."""
+    embedding = model.get_input_embeddings()
+    layer = model.get_decoder().layers[0]
+    passes: list[Pass] = []
+    ids: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+        lookup = nn.functional.embedding(ids[-1], embedding.weight).detach()
+        passes.append(Pass(hidden - lookup, ids[-1], torch.is_grad_enabled(), module.training))
+
+    hooks = [
+        embedding.register_forward_pre_hook(lambda module, args: ids.append(args[0])),
+        layer.register_forward_pre_hook(note, with_kwargs=True),
+    ]
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,269 @@
+"""NEFTCallback in a plain Trainer."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import recorded_passes, tiny_llama
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import neft_plugins
+from neft_plugins import NEFTCallback, NEFTConfig, attach_neft
+from neft_plugins.callback import data_parallel_place
+from neft_plugins.hooks import NoNoiseError, attached_handle
+
+CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
+
+
+def rows(count: int = 32) -> list[dict[str, torch.Tensor]]:
+    made = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 64, (count, 9), generator=made)
+    mask = torch.ones_like(ids)
+    mask[::2, 6:] = 0
+    return [
+        {"input_ids": i, "attention_mask": m, "labels": i.masked_fill(m == 0, -100)}
+        for i, m in zip(ids, mask, strict=True)
+    ]
+
+
+def make_trainer(tmp_path, callbacks=(), model=None, cls=Trainer, **arguments) -> Trainer:
+    torch.manual_seed(0)
+    defaults = {
+        "output_dir": str(tmp_path),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    model = tiny_llama(attention_dropout=0.1) if model is None else model
+    return cls(
+        model=model,
+        args=TrainingArguments(**defaults | arguments),
+        train_dataset=rows(),
+        eval_dataset=rows(4),
+        callbacks=list(callbacks),
+    )
+
+
+class InterruptAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def test_every_micro_batch_gets_the_noise_of_its_step(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+    with recorded_passes(trainer.model) as passes:
+        trainer.train()
+    assert len(passes) == 8
+    assert all(p.noisy for p in passes)
+    fresh = tiny_llama()
+    with attach_neft(fresh, CONFIG, total_steps=4, seed=7) as neft:
+        for index, seen in enumerate(passes):
+            neft.set_step(index // 2, index % 2)
+            with recorded_passes(fresh) as again:
+                fresh(input_ids=seen.ids, attention_mask=mask_of(seen.ids))
+            torch.testing.assert_close(again[0].noise, seen.noise, rtol=1e-4, atol=1e-6)
+
+
+def mask_of(ids: torch.Tensor) -> torch.Tensor:
+    by_ids = {tuple(r["input_ids"].tolist()): r["attention_mask"] for r in rows()}
+    return torch.stack([by_ids[tuple(row.tolist())] for row in ids])
+
+
+def test_metrics_are_in_the_log_at_each_logging_step(tmp_path):
+    before, after = Recorder(), Recorder()
+    trainer = make_trainer(
+        tmp_path, [before, NEFTCallback(CONFIG), after], eval_strategy="steps", eval_steps=2
+    )
+    trainer.train()
+    logged = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["neft/alpha"] for log in logged] == pytest.approx([5.0, 3.75, 2.5, 1.25])
+    for log in logged:
+        assert log["neft/noised_tokens"] == 1.0
+        assert log["neft/noise_rms"] == pytest.approx(
+            log["neft/alpha"] / (3 * 7.2 * 32) ** 0.5, rel=0.2
+        )
+        assert log["neft/noise_to_signal"] > log["neft/noise_rms"]
+    assert all("neft/alpha" in log for log in after.logs if "loss" in log)
+    assert not any("neft/alpha" in log for log in before.logs)
+    assert not any("neft/alpha" in log for log in after.logs if "loss" not in log)
+
+
+def test_added_first_every_other_callback_logs_the_metrics(tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, [recorder])
+    NEFTCallback(CONFIG).add_to(trainer)
+    trainer.train()
+    assert all("neft/noise_rms" in log for log in recorder.logs if "loss" in log)
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_the_same_run_twice_is_bit_identical(tmp_path):
+    runs = []
+    for _ in range(2):
+        trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+        trainer.train()
+        runs.append(weights(trainer))
+    assert torch.equal(*runs)
+
+
+def test_noise_leaves_dropout_and_shuffling_as_they_were(tmp_path):
+    """Every global draw during training is the same with and without noise."""
+    seen = []
+    for callbacks in ([], [NEFTCallback(CONFIG)]):
+        trainer = make_trainer(tmp_path, callbacks)
+        with recorded_passes(trainer.model) as passes:
+            trainer.train()
+        seen.append(([p.ids for p in passes], torch.get_rng_state()))
+    (ids, state), (noisy_ids, noisy_state) = seen
+    assert all(torch.equal(a, b) for a, b in zip(ids, noisy_ids, strict=True))
+    assert torch.equal(state, noisy_state)
+
+
+def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
+    whole = make_trainer(tmp_path / "whole", [NEFTCallback(CONFIG)])
+    whole.train()
+    arguments = {"save_strategy": "steps", "save_steps": 1}
+    killed = make_trainer(tmp_path / "cut", [NEFTCallback(CONFIG), InterruptAt(3)], **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = make_trainer(tmp_path / "cut", [NEFTCallback(CONFIG)], **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.log_history[0]["step"] == 1
+    assert torch.equal(weights(whole), weights(resumed))
+    losses = [
+        [log["loss"] for log in t.state.log_history if "loss" in log] for t in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_full_run_leaves_no_trace(tmp_path):
+    left = []
+    for callbacks in ([], [NEFTCallback(CONFIG)]):
+        trainer = make_trainer(tmp_path, callbacks)
+        trainer.train()
+        modules = list(trainer.model.modules())
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+        left.append(([sorted(vars(m)) for m in modules], hooks, list(trainer.model.state_dict())))
+    assert left[0] == left[1]
+    assert left[1][1] == 0
+
+
+def test_after_an_interrupt_a_new_run_has_its_noise_once(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG), InterruptAt(2)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    # As in a notebook: the same model, a new Trainer, a new callback.
+    again = make_trainer(tmp_path, [NEFTCallback(CONFIG)], model=trainer.model)
+    again.train()
+    assert attached_handle(again.model) is None
+
+
+def test_with_leaves_no_trace_after_an_interrupt(tmp_path):
+    with NEFTCallback(CONFIG) as callback:
+        trainer = make_trainer(tmp_path, [callback, InterruptAt(2)])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert attached_handle(trainer.model) is not None
+    assert attached_handle(trainer.model) is None
+
+
+def test_training_twice_with_one_trainer(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+    trainer.train()
+    trainer.train()
+    assert attached_handle(trainer.model) is None
+
+
+def test_two_callbacks_are_an_error(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+    NEFTCallback(CONFIG).add_to(trainer)
+    with pytest.raises(RuntimeError, match="already attached"):
+        trainer.train()
+
+
+def test_the_built_in_beside_the_callback_is_an_error(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)], neftune_noise_alpha=5.0)
+    with pytest.raises(RuntimeError, match="Drop `neftune_noise_alpha` from the training arg"):
+        trainer.train()
+
+
+class OtherModel(Trainer):
+    """A Trainer that trains something else than its model."""
+
+    def compute_loss(self, model, inputs, **kwargs):
+        if not hasattr(self, "other"):
+            self.other = tiny_llama()
+        return self.other(**inputs).loss + 0 * sum(p.sum() for p in model.parameters())
+
+
+def test_a_first_step_without_noise_stops_before_the_update(tmp_path):
+    for accumulation in (1, 2):
+        callback = NEFTCallback(CONFIG)
+        trainer = make_trainer(
+            tmp_path, [callback], cls=OtherModel, gradient_accumulation_steps=accumulation
+        )
+        before = weights(trainer)
+        with pytest.raises(NoNoiseError, match="The first training step ended and no noise was"):
+            trainer.train()
+        assert torch.equal(weights(trainer), before)
+        assert attached_handle(trainer.model) is None
+
+
+def test_the_config_is_written_beside_the_output_and_each_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)], save_strategy="steps", save_steps=2)
+    trainer.train()
+    for folder in (tmp_path, tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
+        record = json.loads((folder / "neft_config.json").read_text())
+        assert record.pop("neft_plugins_version") == neft_plugins.__version__
+        assert NEFTConfig(**record) == CONFIG
+
+
+def test_data_parallel_replicas_in_one_process_are_refused():
+    state, args = SimpleNamespace(max_steps=1), SimpleNamespace(n_gpu=2)
+    with pytest.raises(
+        ValueError, match=re.escape("nn.DataParallel, which the Trainer uses for 2")
+    ):
+        NEFTCallback(CONFIG).on_train_begin(args, state, None, model=tiny_llama())
+
+
+def test_the_config_must_be_a_config():
+    with pytest.raises(TypeError, match="takes a NEFTConfig; got dict"):
+        NEFTCallback({"alpha": 5})
+
+
+def test_tensor_parallel_ranks_share_a_data_rank():
+    places = [
+        data_parallel_place(
+            SimpleNamespace(
+                process_index=rank, world_size=4, parallelism_config=SimpleNamespace(tp_size=2)
+            )
+        )
+        for rank in range(4)
+    ]
+    assert places == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    alone = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
+    assert data_parallel_place(alone) == (3, 4)

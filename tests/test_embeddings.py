@@ -1,0 +1,501 @@
+"""Which module is noised, and which of its tokens, where a model or PEFT does something of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from tiny_models import (
+    PAD,
+    Call,
+    Recorder,
+    Side,
+    check_noise,
+    hooks_of,
+    padded_batch,
+    tiny_model,
+    unique_ids,
+)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
+
+from neft_plugins import NEFTConfig, NEFTHandle, attach_neft
+from neft_plugins import embeddings as finder
+
+ALPHA = 5.0
+CONFIG = NEFTConfig(alpha=ALPHA, distribution="rademacher", seed=7)
+
+
+@contextmanager
+def noise_on(
+    model: nn.Module, config: NEFTConfig = CONFIG, **options: Any
+) -> Iterator[tuple[NEFTHandle, Recorder]]:
+    """The noise, and a recorder of where it goes; no hook may be left behind."""
+    hooks = hooks_of(model)
+    with Recorder(model) as recorder, attach_neft(model, config, **options) as neft:
+        recorder.watch_noisy()
+        yield neft, recorder
+    assert hooks_of(model) == hooks
+
+
+def check(calls: list[Call], *sides: Side, scale: float | None = None) -> None:
+    check_noise(calls, *sides, alpha=ALPHA, scale=scale)
+
+
+# Models that are neither causal nor encoder-decoders
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert", "deberta-v2", "longformer", "albert"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_masked_language_models(model_type: str, side: str) -> None:
+    """Longformer lengthens the batch to its attention window; those tokens get nothing."""
+    model = tiny_model(model_type, AutoModelForMaskedLM)
+    batch = padded_batch(model, side)
+    with noise_on(model) as (_, recorder):
+        calls = recorder.noised(**batch)
+    check(calls, Side.of(batch["input_ids"]))
+    width = batch["input_ids"].shape[1]
+    assert calls[0].ids.shape[1] == (16 if model_type == "longformer" else width)
+    assert calls[0].module is model.get_input_embeddings()
+
+
+# Models that rearrange the batch
+
+
+@pytest.mark.parametrize("lengths", [(13, 9, 6), (3, 2, 1), (2, 3, 1), (1, 1)], ids=str)
+def test_xlnet_transposes_its_tokens(lengths: tuple[int, ...]) -> None:
+    """Also where B == T, and shapes do not tell."""
+    model = tiny_model("xlnet")
+    ids = unique_ids(lengths)
+    with noise_on(model) as (_, recorder):
+        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long())
+    assert torch.equal(calls[0].ids, ids.T)
+    check(calls, Side.of(ids))
+
+
+@pytest.mark.parametrize("lengths", [(3, 2, 1), (2, 3, 1), (4, 4, 1, 2)], ids=str)
+def test_a_square_batch_is_not_transposed(lengths: tuple[int, ...]) -> None:
+    model = tiny_model("llama")
+    ids = unique_ids(lengths)
+    with noise_on(model) as (_, recorder):
+        check(recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long()), Side.of(ids))
+
+
+def test_cpmant_puts_prompt_tokens_before() -> None:
+    model = tiny_model("cpmant")
+    batch = padded_batch(model)
+    with noise_on(model) as (_, recorder):
+        calls = recorder.noised(**batch)
+    check(calls, Side.of(batch["input_ids"]))
+    prompt = model.config.prompt_length
+    assert calls[0].noise.shape[1] == batch["input_ids"].shape[1] + prompt
+    assert not calls[0].noise[:, :prompt].any()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "width"),
+    [("led", 13), ("led", 16), ("led", 4), ("bigbird_pegasus", 90), ("bigbird_pegasus", 92)],
+)
+def test_padding_that_a_model_embeds_by_itself(model_type: str, width: int) -> None:
+    """LED embeds the padding up to its window in a second call, of any width: T / 3, none, T."""
+    small = {"num_random_blocks": 3} if model_type == "bigbird_pegasus" else {}
+    model = tiny_model(model_type, AutoModelForSeq2SeqLM, **small)
+    ids = unique_ids([width, 3, 1] if width < 20 else [width, 40])
+    batch = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    with noise_on(model) as (_, recorder):
+        calls = recorder.noised(**batch, decoder_input_ids=ids[:, :3])
+        embedded = [c for c in recorder.calls if c.module is calls[0].module]
+    assert len(embedded) == (1 if width % 8 == 0 else 2)
+    check(calls, Side.of(ids))
+
+
+class Flat(nn.Module):
+    """As ModernBERT with FlashAttention: one long row, with its padding or without."""
+
+    def __init__(self, unpad: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(100, 16)
+        self.unpad = unpad
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.words(input_ids[attention_mask.bool()] if self.unpad else input_ids.flatten())
+
+
+@pytest.mark.parametrize("unpad", [True, False])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_flattened_tokens(unpad: bool, side: str) -> None:
+    model = Flat(unpad)
+    ids = unique_ids((7, 4, 1), side=side)
+    with noise_on(model, embedding="words") as (_, recorder):
+        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long())
+    assert calls[0].ids.ndim == 1
+    check(calls, Side.of(ids))
+
+
+# Scaled, tied, multimodal
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text", "gemma4_text", "xglm"])
+def test_noise_is_relative_to_the_lookup_where_the_module_scales_it(model_type: str) -> None:
+    model = tiny_model(model_type)
+    batch = padded_batch(model)
+    with noise_on(model) as (_, recorder):
+        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=64**0.5)
+
+
+@pytest.mark.parametrize(("scale_embedding", "scale"), [(True, 8.0), (False, 1.0)])
+def test_bart_scales_if_its_config_says_so(scale_embedding: bool, scale: float) -> None:
+    model = tiny_model("bart", AutoModelForSeq2SeqLM, scale_embedding=scale_embedding)
+    batch = padded_batch(model)
+    with noise_on(model) as (_, recorder):
+        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=scale)
+
+
+def test_tied_output_weights_stay_clean() -> None:
+    model = tiny_model("gpt2")
+    assert model.lm_head.weight is model.transformer.wte.weight
+    batch = padded_batch(model)
+    before = model.lm_head.weight.detach().clone()
+    states: list[Tensor] = []
+    tap = model.lm_head.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    with noise_on(model):
+        logits = model(**batch).logits
+    tap.remove()
+    torch.testing.assert_close(logits, states[0] @ before.T)
+    assert torch.equal(model.lm_head.weight, before)
+    logits.sum().backward()
+    assert model.lm_head.weight.grad is not None
+
+
+IMAGE = 299
+TOKENS_PER_IMAGE = 4
+
+
+def tiny_llava() -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    model = tiny_model("llava", AutoModelForImageTextToText, image_token_id=IMAGE)
+    return model, {"pixel_values": torch.randn(2, 3, 32, 32)}
+
+
+def tiny_qwen_vl() -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    vision = {"temporal_patch_size": 2, "in_channels": 3, "hidden_size": 64}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    model = tiny_model(
+        "qwen2_vl",
+        AutoModelForImageTextToText,
+        image_token_id=IMAGE,
+        vision_start_token_id=298,
+        vision_config=vision,
+        text_config={"rope_parameters": rope},
+    )
+    grid = torch.tensor([[1, 2, 2], [1, 2, 2]])
+    kinds = torch.zeros(3, 11, dtype=torch.long)
+    kinds[:2, 2:6] = 1
+    pixels = torch.randn(2 * TOKENS_PER_IMAGE, 3 * 2 * 16 * 16)
+    return model, {"pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": kinds}
+
+
+@pytest.mark.parametrize("build", [tiny_llava, tiny_qwen_vl])
+@pytest.mark.parametrize("length", ["sequence", "noised"])
+def test_images_get_no_noise(build: Any, length: str) -> None:
+    """The placeholders are tokens of the document, and so in L, but none is noised."""
+    model, images = build()
+    ids = unique_ids((11, 9, 6))
+    ids[:2, 2:6] = IMAGE
+    batch = {"input_ids": ids, "attention_mask": (ids != PAD).long(), **images}
+    text = (ids != PAD) & (ids != IMAGE)
+    given: list[Tensor] = []
+    tap = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model(**batch)
+    config = NEFTConfig(alpha=ALPHA, distribution="rademacher", length=length)
+    with noise_on(model, config) as (neft, recorder):
+        calls = recorder.noised(**batch)
+        share = neft.metrics()["neft/noised_tokens"]
+    tap.remove()
+    lengths = (text if length == "noised" else ids != PAD).sum(1).tolist()
+    check(calls, Side(ids, text, lengths))
+    assert share == pytest.approx(18 / 26)
+    # What reaches the language model at the placeholders is the image, the same in both passes.
+    clean, noisy = given
+    assert torch.equal(clean[ids == IMAGE], noisy[ids == IMAGE])
+    table = model.get_input_embeddings()(torch.tensor(IMAGE))
+    assert not torch.isclose(noisy[ids == IMAGE], table).all(-1).any()
+    assert (clean != noisy)[text].all()
+
+
+class Replacing(nn.Module):
+    """As PaliGemma and Gemma 3, whose image token is outside their table."""
+
+    config = SimpleNamespace(image_token_id=500, pad_token_id=PAD)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(100, 16)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.words(torch.where(input_ids == 500, 0, input_ids))
+
+
+@pytest.mark.parametrize("lengths", [(5, 4, 2), (3, 3, 2)], ids=["wide", "square"])
+def test_placeholders_that_the_table_does_not_have(lengths: tuple[int, ...]) -> None:
+    model = Replacing()
+    ids = unique_ids(lengths)
+    ids[0, 1] = 500
+    lookup = torch.where(ids == 500, PAD, ids)
+    with noise_on(model, embedding="words") as (_, recorder):
+        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long())
+    check(calls, Side(lookup, lookup != PAD, list(lengths)))
+
+
+# Encoder-decoders
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "marian", "prophetnet"])
+def test_decoder_tokens_are_the_labels_one_place_to_the_right(model_type: str) -> None:
+    """With labels alone, the decoder's document is a start token and its labels."""
+    model = tiny_model(model_type, AutoModelForSeq2SeqLM)
+    ids = unique_ids((13, 9, 6))
+    labels = torch.where(unique_ids((8, 5, 1)) == PAD, -100, unique_ids((8, 5, 1)) + 100)
+    with noise_on(model, decoder=True) as (_, recorder):
+        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long(), labels=labels)
+    encoder, decoder = sorted(calls, key=lambda call: int(call.ids.max()))
+    check([encoder], Side.of(ids))
+    # Inputs: the start token and as many labels as fit behind it.
+    for row, length in zip(decoder.noise, (8, 6, 2), strict=True):
+        size = lookup_scale_of(model) * ALPHA / (3 * length * 64) ** 0.5
+        torch.testing.assert_close(row[:length].abs(), torch.full((length, 64), size))
+        assert not row[length:].any()
+
+
+def lookup_scale_of(model: PreTrainedModel) -> float:
+    embedding = model.get_decoder().get_input_embeddings()
+    return float(getattr(embedding, "embed_scale", 1.0))
+
+
+def test_the_shared_table_that_nobody_calls_is_not_the_embedding() -> None:
+    model = tiny_model("t5", AutoModelForSeq2SeqLM)
+    found = finder.find_embeddings(model, decoder=True)
+    assert [(one.name, one.side) for one in found] == [
+        ("encoder.embed_tokens", "encoder"),
+        ("decoder.embed_tokens", "decoder"),
+    ]
+    assert model.get_input_embeddings() not in [one.module for one in found]
+
+
+def test_decoder_of_a_model_without_one_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"`decoder=True` is for encoder-decoder models, and Llama"):
+        attach_neft(tiny_model("llama"), CONFIG, decoder=True)
+
+
+# PEFT
+
+LORA = {"r": 4, "task_type": TaskType.CAUSAL_LM}
+PEFT: dict[str, PeftConfig] = {
+    "lora": LoraConfig(target_modules=["q_proj"], **LORA),
+    "lora_on_embedding": LoraConfig(target_modules=["embed_tokens", "q_proj"], **LORA),
+    "modules_to_save": LoraConfig(
+        target_modules=["q_proj"], modules_to_save=["embed_tokens"], **LORA
+    ),
+    "trainable_tokens": LoraConfig(
+        target_modules=["q_proj"], trainable_token_indices=[10, 12], **LORA
+    ),
+}
+VIRTUAL: dict[str, PeftConfig] = {
+    "prompt_tuning": PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=5),
+    "prefix_tuning": PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=5),
+}
+
+
+def peft_model(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    peft = get_peft_model(model, config).train()
+    for name, parameter in peft.named_parameters():
+        if "lora" in name:  # B starts at 0, which would hide what it adds
+            nn.init.normal_(parameter)
+    return peft
+
+
+@pytest.mark.parametrize("method", PEFT)
+@pytest.mark.parametrize(("model_type", "scale"), [("llama", 1.0), ("gemma3_text", 8.0)])
+def test_lora(method: str, model_type: str, scale: float) -> None:
+    model = peft_model(tiny_model(model_type), PEFT[method])
+    batch = padded_batch(model)
+    with noise_on(model) as (_, recorder):
+        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=scale)
+
+
+@pytest.mark.parametrize("method", VIRTUAL)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_virtual_tokens_get_no_noise_and_are_not_counted(method: str, model_type: str) -> None:
+    model = peft_model(tiny_model(model_type), VIRTUAL[method])
+    batch = padded_batch(model)
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == PAD, -100)
+    with noise_on(model) as (neft, recorder):
+        calls = recorder.noised(**batch, labels=labels)
+        assert neft.metrics()["neft/noised_tokens"] == 1
+    check(calls, Side.of(batch["input_ids"]))
+    assert calls[0].module is model.get_base_model().get_input_embeddings()
+
+
+@pytest.mark.parametrize("method", PEFT)
+def test_adapters_switched_off_are_a_clean_reference(method: str) -> None:
+    model = peft_model(tiny_model("llama"), PEFT[method])
+    batch = padded_batch(model)
+    with model.disable_adapter():
+        reference = model(**batch).logits
+    with noise_on(model) as (neft, recorder):
+        with model.disable_adapter():
+            assert model.training
+            assert torch.is_grad_enabled()
+            assert recorder.noised(**batch) == []
+            assert torch.equal(model(**batch).logits, reference)
+        neft.set_step(1)
+        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=1.0)
+
+
+@pytest.mark.parametrize("method", VIRTUAL)
+def test_prompts_switched_off_are_a_clean_reference(method: str) -> None:
+    model = peft_model(tiny_model("llama"), VIRTUAL[method])
+    batch = padded_batch(model)
+    with noise_on(model) as (neft, recorder):
+        with model.disable_adapter():
+            assert recorder.noised(**batch) == []
+        neft.set_step(1)
+        check(recorder.noised(**batch), Side.of(batch["input_ids"]))
+
+
+def test_lora_on_an_encoder_decoder() -> None:
+    config = LoraConfig(target_modules=["q"], r=4, task_type=TaskType.SEQ_2_SEQ_LM)
+    model = peft_model(tiny_model("t5", AutoModelForSeq2SeqLM), config)
+    batch = padded_batch(model)
+    sides = Side.of(batch["input_ids"]), Side.of(batch["decoder_input_ids"])
+    with noise_on(model, decoder=True) as (_, recorder):
+        check(recorder.noised(**batch), *sides)
+
+
+# Naming the embedding
+
+
+class Mute(nn.Module):
+    """A model that cannot be asked which module embeds its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(100, 16)
+        self.places = nn.Embedding(20, 16)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.words(input_ids) + self.places(torch.arange(input_ids.shape[1]))
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_named_module(by_name: bool) -> None:
+    model = Mute()
+    ids = unique_ids((5, 3))
+    with noise_on(model, embedding="words" if by_name else model.words) as (_, recorder):
+        check(recorder.noised(ids, (ids != PAD).long()), Side.of(ids))
+
+
+def test_a_model_that_cannot_be_asked() -> None:
+    with pytest.raises(ValueError, match="Mute does not say which module") as error:
+        attach_neft(Mute(), CONFIG)
+    assert str(error.value) == (
+        "Mute does not say which module is its input embedding. Name it: embedding='...' "
+        "(its nn.Embedding modules: 'words', 'places')."
+    )
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match="`embedding` must be a module of Mute") as error:
+        attach_neft(Mute(), CONFIG, embedding="wrods")
+    assert str(error.value) == (
+        "`embedding` must be a module of Mute; got 'wrods'. Did you mean 'words'?"
+    )
+
+
+def test_a_module_of_another_model() -> None:
+    with pytest.raises(ValueError, match=r"The embedding \(Embedding\) is not a module of Mute"):
+        attach_neft(Mute(), CONFIG, embedding=Mute().words)
+
+
+def test_an_error_leaves_no_hook() -> None:
+    model = Mute()
+    with pytest.raises(ValueError, match="Did you mean"):
+        attach_neft(model, CONFIG, embedding="wrods")
+    assert hooks_of(model) == {}
+
+
+# Wrappers
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        nn.DataParallel,
+        lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    ],
+    ids=["compile", "data_parallel", "both"],
+)
+def test_wrappers_are_seen_through(wrap: Any) -> None:
+    model = tiny_model("llama")
+    wrapped = wrap(model)
+    assert finder.unwrap(wrapped) is model
+    batch = padded_batch(model)
+    with Recorder(model) as recorder, attach_neft(wrapped, CONFIG):
+        recorder.watch_noisy()
+        check(recorder.noised(**batch), Side.of(batch["input_ids"]))
+    assert hooks_of(model) == {}
+
+
+# Gradient checkpointing
+
+
+def gradients(model: PreTrainedModel, batch: dict[str, Tensor], whole: bool | None = None) -> Any:
+    """Every parameter's gradient; ``whole`` recomputes the whole model, reentrant or not."""
+    model.zero_grad()
+
+    def loss(_: Tensor) -> Tensor:
+        return model(**batch, labels=batch["input_ids"]).loss
+
+    start = torch.zeros((), requires_grad=True)
+    value = loss(start) if whole is None else checkpoint(loss, start, use_reentrant=whole)
+    value.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole_model", "layers"])
+def test_recomputation_sees_the_same_noise(use_reentrant: bool, whole: bool) -> None:
+    model = tiny_model("llama")
+    batch = padded_batch(model)
+    clean = gradients(model, batch)
+    with attach_neft(model, CONFIG) as neft:
+        expected = gradients(model, batch)
+        neft.set_step(0)
+        if whole:
+            got = gradients(model, batch, whole=use_reentrant)
+        else:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            got = gradients(model, batch)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=0, atol=0)
+        assert not torch.equal(gradient, clean[name])

@@ -1,0 +1,261 @@
+"""NEFTSFTConfig and NEFTSFTTrainer."""
+
+import json
+import re
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers import MODEL, recorded_passes
+from peft import LoraConfig
+from test_callback import InterruptAt, Recorder
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl import SFTConfig, TrlParser
+
+from neft_plugins import NEFTConfig, NEFTSFTConfig, NEFTSFTTrainer
+from neft_plugins.config import NEFTConfigError
+
+WORDS = ["fox, mill, red kite", "cat, beach, blue lamp", "owl, barn, green bell", "hen, hill, hat"]
+ROWS = [
+    {
+        "prompt": f"Write a story with these words: {WORDS[i % 4]}.\nStory:",
+        "completion": " Once upon a time" + " there was a river" * (i % 3 + 1) + ".",
+    }
+    for i in range(16)
+]
+
+
+def arguments(tmp_path, cls=NEFTSFTConfig, **given):
+    defaults = {
+        "output_dir": str(tmp_path),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "model_init_kwargs": {"dtype": "float32"},
+    }
+    return cls(**defaults | given)
+
+
+def make_trainer(tmp_path, model=MODEL, callbacks=None, cls=NEFTSFTTrainer, config=None, **given):
+    noise = {"neftune_noise_alpha": 5.0, "neft_distribution": "rademacher"}
+    more = {k: given.pop(k) for k in ("peft_config", "compute_loss_func") if k in given}
+    return cls(
+        model=model,
+        args=config or arguments(tmp_path, **noise | given),
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS[:4]),
+        callbacks=callbacks,
+        **more,
+    )
+
+
+def hooks_on(model) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_the_keys_reach_the_noise(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        neft_schedule="linear",
+        neft_tokens="response",
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    with recorded_passes(trainer.model) as passes:
+        trainer.train()
+    trained = [p for p in passes if p.training and p.with_gradients]
+    assert len(trained) == 3
+    for step, seen in enumerate(trained):
+        sizes = seen.noise.abs().amax(-1)
+        for row, ids in zip(sizes, seen.ids, strict=True):
+            length = int((ids != 2).sum())  # <pad> is token 2
+            noised = row.nonzero().flatten()
+            expected = 5.0 * (1 - step / 3) / (3 * length * seen.noise.shape[-1]) ** 0.5
+            torch.testing.assert_close(
+                row[noised], torch.full_like(row[noised], expected), rtol=1e-4, atol=0
+            )
+            # The completion, which ends at the last real token, and not the prompt.
+            assert noised[-1] == length - 1
+            assert 0 < len(noised) < length
+            assert torch.equal(noised, torch.arange(noised[0], length))
+    assert not any(p.noisy for p in passes if not (p.training and p.with_gradients))
+
+
+@pytest.mark.parametrize(
+    "given", [{"packing": True, "max_length": 128}, {"padding_free": True, "max_length": None}]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_each_packed_document_is_scaled_by_its_own_length(tmp_path, given):
+    trainer = make_trainer(tmp_path, **given)
+    with recorded_passes(trainer.model) as passes:
+        trainer.train()
+    for seen in passes:
+        assert seen.ids.shape[0] == 1
+        starts = (seen.ids[0] == 0).nonzero().flatten().tolist()  # <s> is token 0
+        assert len(starts) > 1
+        for begin, end in zip(starts, [*starts[1:], seen.ids.shape[1]], strict=True):
+            sizes = seen.noise[0, begin:end].abs()
+            expected = 5.0 / (3 * (end - begin) * sizes.shape[-1]) ** 0.5
+            torch.testing.assert_close(sizes, torch.full_like(sizes, expected), rtol=1e-3, atol=0)
+
+
+def test_noise_is_added_once_and_the_built_in_key_stays_on_record(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with recorded_passes(trainer.model) as passes:
+        trainer.train()
+    shares = passes[0].noise.abs().unique()
+    assert trainer.args.neftune_noise_alpha == 5.0
+    assert len(shares[shares > 1e-4].mul(1e4).round().unique()) <= 4  # one size for each length
+
+
+def test_without_an_alpha_it_is_the_sft_trainer(tmp_path):
+    trainer = make_trainer(tmp_path, config=arguments(tmp_path))
+    with recorded_passes(trainer.model) as passes:
+        trainer.train()
+    assert not any(p.noisy for p in passes)
+    assert trainer.neft is None
+    assert not (tmp_path / "neft_config.json").exists()
+
+
+def test_a_plain_sft_config_gets_the_defaults(tmp_path):
+    config = arguments(tmp_path, SFTConfig, neftune_noise_alpha=5.0)
+    trainer = make_trainer(tmp_path, config=config)
+    assert trainer.neft.config == NEFTConfig(alpha=5.0)
+
+
+@pytest.mark.parametrize("given", [{"label_smoothing_factor": 0.1}, {"compute_loss_func": True}])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_labels_are_found_when_the_model_is_not_given_them(tmp_path, given):
+    if "compute_loss_func" in given:
+
+        def loss(outputs, labels, num_items_in_batch=None):
+            logits = outputs.logits[:, :-1].flatten(0, 1)
+            return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+
+        given = {"compute_loss_func": loss}
+    trainer = make_trainer(tmp_path, neft_tokens="response", loss_type="nll", **given)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert all(0 < log["neft/noised_tokens"] < 1 for log in logs)
+
+
+def test_metrics_reach_every_callback_and_only_training_logs(tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path, callbacks=[recorder], eval_strategy="steps", eval_steps=1, neft_schedule="cosine"
+    )
+    trainer.train()
+    logs = [log for log in recorder.logs if "loss" in log]
+    assert [log["neft/alpha"] for log in logs] == pytest.approx([5.0, 3.75, 1.25])
+    assert not any("neft/alpha" in log for log in recorder.logs if "eval_loss" in log)
+
+
+def test_tensorboard_gets_the_metrics(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer = make_trainer(tmp_path, report_to=["tensorboard"])
+    trainer.train()
+    folder = next(tmp_path.rglob("events.out.tfevents.*")).parent
+    tags = events.EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+    assert {"train/neft/alpha", "train/neft/noise_rms", "train/loss"} <= set(tags)
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, None])
+def test_however_training_ends_no_hook_is_left(tmp_path, ending):
+    trainer = make_trainer(tmp_path, callbacks=[InterruptAt(2)] if ending else None)
+    before = hooks_on(trainer.model)
+    if ending:
+        with pytest.raises(ending):
+            trainer.train()
+    else:
+        trainer.train()
+    assert hooks_on(trainer.model) == before
+    assert not hasattr(trainer.model.get_input_embeddings(), "neftune_noise_alpha")
+
+
+def test_the_config_is_saved_and_the_card_tagged(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3, neft_seed=11)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    for folder in (tmp_path, tmp_path / "checkpoint-3", tmp_path / "final"):
+        assert json.loads((folder / "neft_config.json").read_text())["seed"] == 11
+    assert "neft" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*MatMul8bitLt")
+def test_qlora_nf4(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        ),
+    )
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = make_trainer(
+        tmp_path, model, peft_config=lora, model_init_kwargs=None, gradient_checkpointing=True
+    )
+    assert "Linear4bit" in {type(m).__name__ for m in model.modules()}
+    with recorded_passes(trainer.model) as passes:
+        trainer.train()
+    assert all(p.noisy for p in passes if p.with_gradients)
+    assert trainer.state.log_history[0]["neft/noised_tokens"] == 1.0
+
+
+def test_torch_compile(tmp_path):
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        trainer = make_trainer(
+            tmp_path,
+            torch_compile=True,
+            torch_compile_backend="aot_eager",
+            neft_schedule="linear",
+            neft_warmup_steps=1,
+            pad_to_multiple_of=64,
+        )
+        trainer.train()
+    torch.compiler.reset()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["neft/alpha"] for log in logs] == [0.0, 5.0, 2.5]
+    assert [log.get("neft/noise_rms", 0) > 0 for log in logs] == [False, True, True]
+
+
+def test_keys_from_yaml_and_the_command_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nneftune_noise_alpha: 5\n"
+        "neft_schedule: polynomial\nneft_schedule_args:\n  power: 3\nneft_tokens: response\n"
+    )
+    parser = TrlParser(NEFTSFTConfig)
+    (config,) = parser.parse_args_and_config(
+        ["--config", str(path), "--neft_warmup_steps", "10", "--neft_tokens", "prompt"]
+    )
+    assert config.neft_config() == NEFTConfig(
+        alpha=5, schedule="polynomial", schedule_args={"power": 3}, tokens="prompt", warmup_steps=10
+    )
+    (config,) = parser.parse_args_and_config(
+        ["--config", str(path), "--neft_schedule_args", '{"power": 4}']
+    )
+    assert config.neft_config().schedule_args == {"power": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"neft_distribution": "gausian"}, "Did you mean 'gaussian'?"),
+        ({"neft_warmup_steps": 1.5}, "share of training in [0, 1); got 1.5."),
+        ({"neftune_noise_alpha": "5"}, "`neftune_noise_alpha` must be a number > 0"),
+        ({"neft_schedule_args": "{power: 2}"}, "or its JSON such as '{\"power\": 2}'; got '{power"),
+        (
+            {"neft_schedule": "cosine", "neftune_noise_alpha": None},
+            "`neft_schedule` is set but `neftune_noise_alpha` is not, so there would be no noise.",
+        ),
+    ],
+)
+def test_wrong_keys_are_refused_before_a_model_is_loaded(tmp_path, given, message):
+    with pytest.raises(NEFTConfigError, match=re.escape(message)):
+        arguments(tmp_path, **{"neftune_noise_alpha": 5.0} | given)
