@@ -121,7 +121,8 @@ def placeholder_ids(model: nn.Module) -> list[int]:
     """Token ids whose embeddings an image, a video or a sound replaces, by the model's config."""
     config = getattr(model, "config", None)
     names = [f"{kind}_token_{what}" for kind in _PLACEHOLDERS for what in ("id", "index")]
-    ids = (getattr(config, name, None) for name in names)
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    ids = (getattr(part, name, None) for part in (config, *parts) for name in names)
     return sorted({value for value in ids if isinstance(value, int)})
 
 

@@ -33,6 +33,7 @@ NOTED = (
     "inputs_embeds",
 )
 """The model's arguments that say which tokens are real, of which document, and trained on."""
+TOKENS = {"input_ids", "inputs_embeds"}
 
 
 class NoNoiseError(RuntimeError):
@@ -267,6 +268,7 @@ class _BatchScope:
             inner = model.get_base_model()  # pyright: ignore[reportCallIssue]
             parameters = inspect.signature(inner.forward).parameters.values()
         self.names = [p.name for p in parameters]
+        self.outer: tuple[dict[str, Any] | None, nn.Module | None] = None, None
 
     def register(self) -> list[Any]:
         return [
@@ -276,9 +278,11 @@ class _BatchScope:
 
     def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         handle = self.handle
-        if handle._batch is not None:
+        if handle._batch is not None and TOKENS & handle._batch.keys():
             return
-        batch = dict(handle._extra)
+        # The outermost module, or one inside a wrapper whose own arguments do not name the tokens.
+        self.outer = handle._batch, handle._owner
+        batch = handle._extra | (handle._batch or {})
         given = dict(zip(self.names, args, strict=False)) | kwargs
         for key in NOTED:
             if given.get(key) is not None:
@@ -291,7 +295,7 @@ class _BatchScope:
         handle = self.handle
         if handle._owner is not self.module:
             return
-        batch, handle._batch, handle._owner = handle._batch, None, None
+        batch, (handle._batch, handle._owner) = handle._batch, self.outer
         failed = output is None
         for site in handle._sites:
             if not failed and not site.fired and handle._is_on(site.embedding.module):
@@ -310,15 +314,15 @@ class _EmbeddingHook:
         handle, batch = self.handle, self.handle._batch
         if batch is None or not handle._is_on(module):
             return None
-        self.site.fired = True
+        again, self.site.fired = self.site.fired, True
         handle.has_fired = True
         if not torch.compiler.is_compiling():
             if handle.alpha == 0:
                 return None
             handle._collect()
         ids = args[0] if args else next(iter(kwargs.values()))
-        noisy = self.site(batch, ids, output)
-        if not torch.compiler.is_compiling():
+        noisy = self.site(batch, ids, output, again)
+        if not again and not torch.compiler.is_compiling():
             handle._tell_if_drawn_again(self.site)
         return noisy
 

@@ -48,23 +48,38 @@ class NoiseSite:
         self._alone = alone
         registry.load("distribution", config.distribution)
 
-    def __call__(self, batch: Batch, module_ids: Tensor, clean: Tensor) -> Tensor:
+    def __call__(
+        self, batch: Batch, module_ids: Tensor, clean: Tensor, again: bool = False
+    ) -> Tensor:
         """Add the noise of one forward pass.
 
         Args:
             batch: What the model was given.
             module_ids: The tokens the embedding module was given, of any shape.
             clean: (B, T, D) or (N, D), the module's output.
+            again: Whether this is a further call in one forward pass. It gets noise only where
+                it is given the batch's tokens: LED and BigBird-Pegasus embed padding of their
+                own by a second call.
 
         Returns:
             The noisy output, of the same shape and dtype.
         """
+        if module_ids.is_floating_point():
+            raise ValueError(
+                f"The module '{self.embedding.name}' of {self._model_name} takes no token ids (its "
+                f"input is {module_ids.dtype}), so it is no token embedding. Name the one that is: "
+                "`embedding='...'`."
+            )
         if self.embedding.side == "decoder":
             batch = decoder_batch(batch)
+        ids = batch.get("input_ids")
+        if again and ids is not None and module_ids.shape != ids.shape:
+            return clean
         noised_lengths, real = self._lengths(batch, module_ids)
-        noised_lengths = align(
-            noised_lengths, real, batch.get("input_ids"), module_ids, clean.shape[:-1]
-        )
+        if again and ids is not None:
+            same = (module_ids == ids).all()
+            noised_lengths, real = noised_lengths * same, real & same
+        noised_lengths = align(noised_lengths, real, ids, module_ids, clean.shape[:-1])
         norms = inject.token_norms(clean)
         scale = self._scale(noised_lengths, norms, clean)
         noisy, noise = inject.add_noise(
@@ -187,7 +202,9 @@ def align(
     rows, width = values.shape
     if shape == values.shape:
         if rows == width > 1 and ids is not None and module_ids.shape == ids.shape:
-            return torch.where((module_ids == ids).all(), values, values.T)
+            # Not merely other ids: some models rewrite placeholders before they look them up.
+            transposed = (module_ids == ids.T).all() & (module_ids != ids).any()
+            return torch.where(transposed, values.T, values)
         return values
     if len(shape) == 1:
         return values.flatten() if shape[0] == values.numel() else values[real]

@@ -1,4 +1,4 @@
-"""The noise, defined by slow loops over documents and tokens; and the ways a batch writes documents."""
+"""The noise, defined by slow loops; and the ways in which a batch writes its documents."""
 
 import math
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def magnitude(
 
 
 def _row(documents: list[tuple[int, Document]], row: int, column: int = 0):
-    """One row of packed documents: ids, labels, codes, positions, and the places of their tokens."""
+    """One row of packed documents: ids, labels, codes, positions, and their tokens' places."""
     ids, labels, codes, positions, places = [], [], [], [], []
     for code, (number, document) in enumerate(documents, start=1):
         for i in range(document.length):
@@ -119,7 +119,7 @@ def coded_mask(documents: list[Document], extra: int = 3) -> EncodedBatch:
 
 
 def trl_padding_free(documents: list[Document], extra: int = 3) -> EncodedBatch:
-    """TRL's padding-free collator with ``pad_to_multiple_of``: padding looks like documents of one."""
+    """TRL's padding-free rows with ``pad_to_multiple_of``: padding looks like documents of one."""
     arguments, _, positions, places = _packed(documents)
     arguments = {k: torch.nn.functional.pad(v, (0, extra), value=PAD) for k, v in arguments.items()}
     arguments["labels"][0, len(positions) :] = IGNORED

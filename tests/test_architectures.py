@@ -1,7 +1,5 @@
 """Every architecture of transformers: the noise of the equation, at its input embedding only."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from tiny_models import (
@@ -28,15 +26,6 @@ AT_LEAST = 200
 
 CHECKED: set[Case] = set()
 SKIPPED: set[Case] = set()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for one another cost far more than these tiny products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

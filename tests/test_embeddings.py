@@ -1,4 +1,4 @@
-"""Which module is noised, and which of its tokens, where a model or PEFT does something of its own."""
+"""Which module is noised, and which of its tokens, where a model or PEFT goes its own way."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from tiny_models import (
     Side,
     check_noise,
     hooks_of,
+    lookup_scale,
     padded_batch,
     tiny_model,
     unique_ids,
@@ -30,9 +31,11 @@ from tiny_models import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PreTrainedModel,
 )
 
@@ -111,12 +114,11 @@ def test_cpmant_puts_prompt_tokens_before() -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "width"),
-    [("led", 13), ("led", 16), ("led", 4), ("bigbird_pegasus", 90), ("bigbird_pegasus", 92)],
+    [("led", 13), ("led", 16), ("led", 4), ("bigbird_pegasus", 90), ("bigbird_pegasus", 96)],
 )
 def test_padding_that_a_model_embeds_by_itself(model_type: str, width: int) -> None:
-    """LED embeds the padding up to its window in a second call, of any width: T / 3, none, T."""
-    small = {"num_random_blocks": 3} if model_type == "bigbird_pegasus" else {}
-    model = tiny_model(model_type, AutoModelForSeq2SeqLM, **small)
+    """It fills up the last window or block in a second call, which may be as wide as the first."""
+    model = tiny_model(model_type, AutoModelForSeq2SeqLM)
     ids = unique_ids([width, 3, 1] if width < 20 else [width, 40])
     batch = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
     with noise_on(model) as (_, recorder):
@@ -265,6 +267,24 @@ def test_placeholders_that_the_table_does_not_have(lengths: tuple[int, ...]) -> 
     check(calls, Side(lookup, lookup != PAD, list(lengths)))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "auto", "placeholders"),
+    [
+        ("llama", AutoModelForCausalLM, []),
+        ("qwen2_vl", AutoModelForImageTextToText, [151655, 151656]),
+        ("gemma3", AutoModelForImageTextToText, [262144]),
+        ("granite_speech", AutoModelForSeq2SeqLM, [49155]),
+        ("phi4_multimodal", AutoModelForCausalLM, [200010, 200011]),
+        ("t5gemma2", AutoModelForSeq2SeqLM, [256001]),
+    ],
+)
+def test_placeholders_are_read_from_the_config(
+    model_type: str, auto: Any, placeholders: list[int]
+) -> None:
+    """Some keep them in the config of a part: Phi-4 in the image's and the sound's."""
+    assert finder.placeholder_ids(tiny_model(model_type, auto)) == placeholders
+
+
 # Encoder-decoders
 
 
@@ -273,21 +293,34 @@ def test_decoder_tokens_are_the_labels_one_place_to_the_right(model_type: str) -
     """With labels alone, the decoder's document is a start token and its labels."""
     model = tiny_model(model_type, AutoModelForSeq2SeqLM)
     ids = unique_ids((13, 9, 6))
-    labels = torch.where(unique_ids((8, 5, 1)) == PAD, -100, unique_ids((8, 5, 1)) + 100)
     with noise_on(model, decoder=True) as (_, recorder):
-        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long(), labels=labels)
+        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long(), labels=LABELS)
     encoder, decoder = sorted(calls, key=lambda call: int(call.ids.max()))
     check([encoder], Side.of(ids))
-    # Inputs: the start token and as many labels as fit behind it.
-    for row, length in zip(decoder.noise, (8, 6, 2), strict=True):
-        size = lookup_scale_of(model) * ALPHA / (3 * length * 64) ** 0.5
-        torch.testing.assert_close(row[:length].abs(), torch.full((length, 64), size))
+    check_decoder(decoder, DECODER_INPUTS)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_decoder_embedding_by_name_is_the_decoders(by_name: bool) -> None:
+    """Whisper's encoder is given sound, so its decoder is the one to name."""
+    model = tiny_model("whisper", AutoModelForSpeechSeq2Seq, max_source_positions=32)
+    sound = torch.randn(3, model.config.num_mel_bins, 64)
+    embedding = "model.decoder.embed_tokens" if by_name else model.model.decoder.embed_tokens
+    with noise_on(model, embedding=embedding) as (_, recorder):
+        (call,) = recorder.noised(input_features=sound, labels=LABELS)
+    check_decoder(call, DECODER_INPUTS)
+
+
+LABELS = torch.where(unique_ids((8, 5, 1)) == PAD, -100, unique_ids((8, 5, 1)) + 100)
+DECODER_INPUTS = (8, 6, 2)  # the start token, and as many labels as fit behind it
+
+
+def check_decoder(call: Call, lengths: tuple[int, ...]) -> None:
+    """By place, for every row begins with the same start token."""
+    for row, length in zip(call.noise, lengths, strict=True):
+        size = lookup_scale(call) * ALPHA / (3 * length * row.shape[-1]) ** 0.5
+        torch.testing.assert_close(row[:length].abs(), torch.full_like(row[:length], size))
         assert not row[length:].any()
-
-
-def lookup_scale_of(model: PreTrainedModel) -> float:
-    embedding = model.get_decoder().get_input_embeddings()
-    return float(getattr(embedding, "embed_scale", 1.0))
 
 
 def test_the_shared_table_that_nobody_calls_is_not_the_embedding() -> None:
@@ -301,7 +334,9 @@ def test_the_shared_table_that_nobody_calls_is_not_the_embedding() -> None:
 
 
 def test_decoder_of_a_model_without_one_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"`decoder=True` is for encoder-decoder models, and Llama"):
+    with pytest.raises(
+        ValueError, match=r"`decoder=True` is for encoder-decoder models, and Llama"
+    ):
         attach_neft(tiny_model("llama"), CONFIG, decoder=True)
 
 

@@ -181,6 +181,37 @@ def test_a_call_of_an_inner_model_sees_its_own_batch(model, batch):
     assert torch.equal(inner["seen"], whole)
 
 
+class Wrapper(nn.Module):
+    """A training loop's own module around a model, whose argument is the whole batch."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, batch, weight=1.0):
+        return self.inner(**batch).loss * weight
+
+
+def test_a_wrapper_that_takes_the_whole_batch(model, batch):
+    config = NEFTConfig(alpha=5.0, tokens="response")
+    with attach_neft(model, config):
+        direct = model(**batch).loss
+    wrapper = Wrapper(model)
+    with attach_neft(wrapper, config, embedding="inner.model.embed_tokens") as neft:
+        assert torch.equal(wrapper(batch), direct)
+        assert neft.metrics()["neft/noised_tokens"] == pytest.approx(6 / 11)
+        with torch.no_grad():
+            wrapper(batch)
+    assert all(sum(hooks) == 0 for _, _, hooks in traces(wrapper))
+
+
+def test_a_module_that_takes_no_token_ids_is_refused(model, batch):
+    name = "model.layers.0.self_attn.q_proj"
+    with attach_neft(model, CONFIG, embedding=name):
+        with pytest.raises(ValueError, match=f"'{name}' of LlamaForCausalLM takes no token ids"):
+            model(**batch)
+
+
 def test_positional_arguments_are_read(model, batch):
     with attach_neft(model, CONFIG) as neft:
         named = model(**batch).logits

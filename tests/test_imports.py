@@ -1,4 +1,4 @@
-"""The core needs torch alone; public names load on first use; a missing host says what to install."""
+"""The core needs torch alone; public names load on first use; a missing host is told."""
 
 import subprocess
 import sys

@@ -149,7 +149,7 @@ def tiny_config(model_type: str, **fields: Any) -> PreTrainedConfig:
 
 
 def tiny_model(model_type: str, auto: Any = AutoModelForCausalLM, **fields: Any) -> PreTrainedModel:
-    """A randomly initialised model of a few ten thousand parameters, in training mode."""
+    """A randomly initialised model of under ``MAX_PARAMETERS``, in training mode."""
     config = tiny_config(model_type, **fields)
     # Counted before memory is taken: a default size that slipped through may be billions.
     with torch.device("meta"):
@@ -194,9 +194,9 @@ def padded_batch(model: PreTrainedModel, side: str = "right") -> dict[str, Tenso
     return batch
 
 
-def unique_ids(lengths: Sequence[int], width: int = 0, side: str = "right") -> Tensor:
+def unique_ids(lengths: Sequence[int], side: str = "right") -> Tensor:
     """(B, T) tokens, padded; no real token occurs twice, so its id says where it was."""
-    shape = len(lengths), width or max(lengths)
+    shape = len(lengths), max(lengths)
     ids = torch.arange(10, 10 + shape[0] * shape[1]).view(shape)
     place = torch.arange(shape[1]).expand(shape)
     length = torch.tensor(lengths).unsqueeze(1)
@@ -343,7 +343,7 @@ def hooks_of(model: nn.Module) -> dict[str, list[Any]]:
         f"{name}.{kind}": list(hooks.items())
         for name, module in model.named_modules()
         for kind, hooks in vars(module).items()
-        if "hook" in kind and hooks
+        if "hook" in kind and isinstance(hooks, Mapping) and hooks
     }
 
 

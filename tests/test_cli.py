@@ -1,0 +1,129 @@
+"""The ``neft`` command, as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import DATA, MODEL
+
+import neft_plugins
+
+RECIPE = f"""
+neftune_noise_alpha: 5
+neft_schedule: linear
+neft_tokens: response
+model_name_or_path: {MODEL}
+dataset_name: {DATA}
+max_steps: 2
+logging_steps: 1
+per_device_train_batch_size: 4
+use_cpu: true
+bf16: false
+disable_tqdm: true
+report_to: none
+save_strategy: "no"
+"""
+TWO_PROCESSES = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_CPU
+use_cpu: true
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+mixed_precision: "no"
+"""
+
+
+def neft(*arguments: str) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).with_name("neft")), *arguments]
+    environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE + f"output_dir: {tmp_path / 'out'}\n")
+    return path
+
+
+def test_version_and_help():
+    assert neft("--version").stdout.strip() == f"neft-plugins, version {neft_plugins.__version__}"
+    for flag in ("--help", "-h"):
+        result = neft(flag)
+        assert result.returncode == 0
+        assert {"list", "sft"} <= set(result.stdout.split())
+
+
+def test_list_has_every_variant_with_its_formula():
+    result = neft("list")
+    assert result.returncode == 0
+    for part in ("uniform", "N(0, 1/3)", "rademacher", "f(t) = 1 - t/T", "labels != -100"):
+        assert part in result.stdout
+    assert result.stdout.count(f"neft-plugins {neft_plugins.__version__}") == 12
+
+
+def test_an_unknown_command_is_an_error():
+    result = neft("lst")
+    assert result.returncode == 2
+    assert "No such command 'lst'" in result.stderr
+
+
+def test_sft_trains_and_ends_with_what_it_did(recipe, tmp_path):
+    result = neft(
+        "sft", "--config", str(recipe), "--neft_alpha_end", "1", "--eval_strategy", "epoch"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = {
+        cells[0]: cells[1:]
+        for line in result.stdout.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("│┃ ").split("│")]) == 3
+    }
+    assert rows["alpha"] == ["5", "3"]
+    assert float(rows["noise-to-signal ratio"][0]) > float(rows["noise-to-signal ratio"][1]) > 0
+    assert {"training loss, with noise", "training loss, without noise (100 rows)"} <= set(rows)
+    assert float(rows["held-out loss, without noise (100 rows)"][1]) > 0
+    assert (tmp_path / "out" / "neft_config.json").is_file()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_sft_with_an_accelerate_config_of_two_processes(recipe, tmp_path):
+    launch = tmp_path / "two.yaml"
+    launch.write_text(TWO_PROCESSES)
+    result = neft("sft", "--config", str(recipe), "--accelerate_config", str(launch))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("what this run did") == 1  # the main process alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--neft_schedule", "lnear"], "got 'lnear'. Did you mean 'linear'?"),
+        (["--neft_shedule", "linear"], "Unknown key `neft_shedule`"),
+        (["--accelerate_config", "nowhere"], "Accelerate config nowhere is neither a file"),
+        (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
+        (["--learning_rte", "1"], "learning_rte"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_launched(recipe, arguments, message):
+    config = [] if "--config" in arguments else ["--config", str(recipe)]
+    result = neft("sft", *config, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_key_in_the_yaml_is_told(recipe):
+    recipe.write_text(recipe.read_text() + "neft_tokns: all\n")
+    result = neft("sft", "--config", str(recipe))
+    assert result.returncode == 2
+    assert "Unknown key `neft_tokns`" in result.stderr
+    assert "Did you mean 'neft_tokens'?" in result.stderr
+
+
+def test_a_failed_training_has_its_exit_code(recipe):
+    recipe.write_text(recipe.read_text().replace(DATA, DATA + "-nowhere"))
+    result = neft("sft", "--config", str(recipe))
+    assert result.returncode == 1

@@ -1,0 +1,153 @@
+"""Names -> variants; and a third party's package, really built and installed."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
+import pytest
+from helpers import DATA, MODEL
+
+from neft_plugins import registry
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "third-party"
+version = "1.2.3"
+
+[project.entry-points."neft_plugins.distributions"]
+triangular = "third_party:triangular"
+
+[project.entry-points."neft_plugins.schedules"]
+sawtooth = "third_party:sawtooth"
+
+[project.entry-points."neft_plugins.tokens"]
+even = "third_party:even"
+"""
+MODULE = '''
+import torch
+
+
+def triangular(shape, generator):
+    """Sum of two uniforms, of variance 1/3."""
+    first, second = torch.rand((2, *shape), generator=generator)
+    return (first + second - 1) * 2**0.5
+
+
+def sawtooth(alpha, alpha_end, total_steps, *, teeth=2):
+    """alpha falls to alpha_end and starts again."""
+    length = max(total_steps // teeth, 1)
+    return lambda step: alpha + (alpha_end - alpha) * (step % length) / length
+
+
+def even(tokens):
+    """Every second token of the row."""
+    mask = torch.zeros_like(tokens.real)
+    mask[:, ::2] = True
+    return mask
+'''
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """A process environment in which the third party's package is installed."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "third_party.py").write_text(MODULE)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True)
+    return {**os.environ, "PYTHONPATH": str(target), "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
+
+
+def neft(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-c", "from neft_plugins.cli import main; main()", *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+def test_list_shows_where_each_name_comes_from(environment):
+    listed = neft(environment, "list")
+    for kind, name, what in [
+        ("distribution", "triangular", "Sum of two uniforms, of variance 1/3."),
+        ("schedule", "sawtooth", "alpha falls to alpha_end and starts again."),
+        ("tokens", "even", "Every second token of the row."),
+    ]:
+        row = next(line for line in listed.splitlines() if name in line)
+        assert kind in row
+        assert what in row
+        assert "third-party 1.2.3" in row
+    assert "neft-plugins" in listed
+
+
+def test_a_recipe_uses_its_names(environment, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""
+neftune_noise_alpha: 4
+neft_distribution: triangular
+neft_schedule: sawtooth
+neft_schedule_args: {{teeth: 2}}
+neft_tokens: even
+model_name_or_path: {MODEL}
+dataset_name: {DATA}
+output_dir: {tmp_path / "out"}
+max_steps: 4
+logging_steps: 1
+per_device_train_batch_size: 4
+use_cpu: true
+bf16: false
+disable_tqdm: true
+report_to: none
+""")
+    printed = neft(environment, "sft", "--config", str(recipe))
+    alphas = re.findall(r"'neft/alpha': '?([\d.]+)", printed)
+    assert [float(a) for a in alphas] == [4, 2, 4, 2]
+    shares = re.findall(r"'neft/noised_tokens': '?([\d.]+)", printed)
+    assert all(0.45 < float(share) < 0.55 for share in shares)
+
+
+def test_one_name_from_two_packages_is_an_error(monkeypatch):
+    class Point(SimpleNamespace):
+        pass
+
+    points = [
+        Point(name="gauss", value=f"{name}:gauss", dist=SimpleNamespace(name=name, version="1"))
+        for name in ("one", "two")
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    with pytest.raises(
+        registry.RegistryError, match="'gauss' is registered by two packages: one 1"
+    ):
+        registry.variants("distribution")
+
+
+def test_one_package_found_twice_is_fine(monkeypatch):
+    # A package installed and also in the working folder is found twice.
+    point = SimpleNamespace(name="gauss", value="one:gauss", dist=None)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point, point])
+    assert list(registry.variants("distribution")) == ["gauss"]
+
+
+def test_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    with pytest.raises(registry.RegistryError, match="not installed here, only importable"):
+        registry.variants("schedule")
+
+
+def test_a_broken_package_is_named(monkeypatch):
+    point = EntryPoint("broken", "no_such_module:noise", "neft_plugins.distributions")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    message = "'broken' of .* cannot be loaded from no_such_module:noise: No module named"
+    with pytest.raises(registry.RegistryError, match=message):
+        registry.load("distribution", "broken")
+
+
+def test_an_unknown_name_is_an_error():
+    with pytest.raises(registry.RegistryError, match="'laplace' is not registered; have gaussian"):
+        registry.load("distribution", "laplace")
