@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from neft_plugins import __version__
 from neft_plugins.config import ALPHA_KEY, NEFTConfig
-from neft_plugins.hooks import NEFTHandle, NoNoiseError, attach_neft, attached_handle
+from neft_plugins.hooks import NEFTHandle, attach_neft, attached_handle
+from neft_plugins.passes import NoNoiseError
 
 logger = logging.getLogger(__name__)
 

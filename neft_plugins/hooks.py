@@ -1,16 +1,7 @@
-"""attach_neft: the noise on a model, by forward hooks on its modules.
+"""attach_neft: the noise on a model, and the handle through which training drives it."""
 
-A pre-hook on every module around the embedding notes the batch (the outermost one called does); the
-embedding's hook reads from it which tokens get how much noise, draws and adds; nothing goes back.
-The hooks are traced by ``torch.compile`` into the model's graph: what changes from step to step is
-held in tensors, and the Python attributes that do change are only written there, not read.
-"""
-
-import inspect
 import warnings
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +9,8 @@ from torch import Tensor, nn
 from neft_plugins import embeddings as finder
 from neft_plugins.config import NEFTConfig, NEFTWarning
 from neft_plugins.noise import meter, seeds
+from neft_plugins.passes import NOTED, EmbeddingHook, ForwardPasses
 from neft_plugins.sites import NoiseSite
-
-NOTED = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "seq_idx",
-    "cu_seq_lens_q",
-    "labels",
-    "shift_labels",
-    "decoder_input_ids",
-    "decoder_attention_mask",
-    "inputs_embeds",
-)
-"""The model's arguments that say which tokens are real, of which document, and trained on."""
-TOKENS = {"input_ids", "inputs_embeds"}
-
-
-class NoNoiseError(RuntimeError):
-    """A training forward pass in which the noise did not reach the model."""
 
 
 def attach_neft(
@@ -68,19 +41,16 @@ def attach_neft(
         The handle: a context manager, on which ``set_step`` is called for every micro-batch.
 
     Raises:
-        ValueError: If the embedding cannot be found.
+        ValueError: If the embedding cannot be found, or only one of rank and world size is given.
         RuntimeError: If noise is attached already, ours or the built-in.
     """
     model = finder.unwrap(model)
     found = finder.find_embeddings(model, embedding, decoder)
     _refuse_second_noise(model)
-    if data_rank is None or data_world_size is None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        data_rank = torch.distributed.get_rank() if distributed else 0
-        data_world_size = torch.distributed.get_world_size() if distributed else 1
+    rank, world_size = _place_among_ranks(data_rank, data_world_size)
     seed = next(s for s in (config.seed, seed, torch.initial_seed()) if s is not None)
     sites = [NoiseSite(model, where, config, alone=len(found) == 1) for where in found]
-    return NEFTHandle(model, config, sites, total_steps, seed, data_rank, data_world_size)
+    return NEFTHandle(model, config, sites, total_steps, seed, rank, world_size)
 
 
 class NEFTHandle:
@@ -92,7 +62,6 @@ class NEFTHandle:
         config: What noise.
         total_steps: Optimizer steps of the run, or None.
         alpha: alpha(t) at the step last set.
-        has_fired: Whether any forward pass got its noise yet.
         run: What the noise was attached for, compared by identity; None in a plain loop.
     """
 
@@ -108,33 +77,20 @@ class NEFTHandle:
     ) -> None:
         self.config = config
         self.total_steps = total_steps
-        self.alpha = 0.0
-        self.has_fired = False
         self.run: object = None
-        self._model_name = type(model).__name__
-        self._sites = sites
         self._schedule = config.build_schedule(total_steps)
         self._seed, self._rank, self._world_size = seed, data_rank, data_world_size
-        self._switches = finder.adapter_switches(model)
-        self._place = (0, 0)
-        self._drawn = False
-        self._told_drawn_again = self._told_rounded_away = False
-        self._extra: dict[str, Any] = {}
-        self._batch: dict[str, Any] | None = None
-        self._owner: nn.Module | None = None
+        self._sites = sites
         self._sums: Tensor | None = None
+        self._told = False
+        self._passes = ForwardPasses(model, sites)
+        self._passes.owner = self
         self.set_step(0)
-        self._hooks = [
-            hook
-            for module in _around(model, sites)
-            for hook in _BatchScope(self, module, model).register()
-        ]
-        self._hooks += [
-            site.embedding.module.register_forward_hook(
-                _EmbeddingHook(self, site).add, with_kwargs=True
-            )
-            for site in sites
-        ]
+
+    @property
+    def has_fired(self) -> bool:
+        """Whether any forward pass was a noisy one yet."""
+        return self._passes.has_fired
 
     def set_step(self, step: int, micro_step: int = 0) -> None:
         """Say which micro-batch comes next. Call before every forward pass of training.
@@ -146,19 +102,19 @@ class NEFTHandle:
             step: t, the optimizer steps done so far.
             micro_step: Gradient-accumulation step within t, from 0.
         """
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0 or micro_step < 0:
+        if not all(type(count) is int and count >= 0 for count in (step, micro_step)):
             raise ValueError(
                 f"`step` and `micro_step` count from 0; got step={step!r}, "
                 f"micro_step={micro_step!r}."
             )
         self._collect()
-        self._place, self._drawn = (step, micro_step), False
         self.alpha = float(self._schedule(step))
         if not self.alpha >= 0:
             raise ValueError(
                 f"The schedule {self.config.schedule!r} gave alpha {self.alpha!r} at step {step}; "
                 "it must be a number >= 0."
             )
+        self._passes.begin(step, micro_step, silent=self.alpha == 0)
         micro_batch = seeds.micro_batch_index(micro_step, self._rank, self._world_size)
         for index, site in enumerate(self._sites):
             site.alpha.fill_(self.alpha)
@@ -171,7 +127,7 @@ class NEFTHandle:
             **batch: ``labels``, ``attention_mask``, ``position_ids``, ...; what the model is given
                 itself comes first. Without arguments, forget.
         """
-        self._extra = {key: value for key, value in batch.items() if key in NOTED}
+        self._passes.extra = {key: value for key, value in batch.items() if key in NOTED}
 
     def metrics(self) -> dict[str, float]:
         """What the noise was since the last call; waits for the device.
@@ -192,14 +148,19 @@ class NEFTHandle:
 
     def remove(self) -> None:
         """Take the noise off: no hook is left on the model. A second call does nothing."""
-        if self._hooks:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
-            self._extra, self._batch, self._owner = {}, None, None
-            for site in self._sites:
-                site.alpha.zero_()
-            self.metrics()
+        if not self._passes.remove():
+            return
+        for site in self._sites:
+            site.alpha.zero_()  # a compiled graph that outlives its hooks adds nothing
+        self.metrics()
+        if self._passes.ran_in_eval_mode and not self.has_fired:
+            warnings.warn(
+                f"The noise never fired: {self._passes.model_name} was called with gradients, but "
+                "in eval mode, as it is after `from_pretrained`. Call `model.train()` before "
+                "training.",
+                NEFTWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> "NEFTHandle":
         return self
@@ -212,12 +173,6 @@ class NEFTHandle:
     ) -> None:
         self.remove()
 
-    def _is_on(self, module: nn.Module) -> bool:
-        """Off in eval mode, without gradients, and while PEFT's adapters are off."""
-        if not module.training or not torch.is_grad_enabled():
-            return False
-        return not any(getattr(owner, attribute) for owner, attribute in self._switches)
-
     def _collect(self) -> None:
         for site in self._sites:
             if site.sums is not None:
@@ -225,106 +180,20 @@ class NEFTHandle:
                 site.sums = None
 
     def _tell_if_rounded_away(self, stats: meter.NoiseStats) -> None:
-        resolution = torch.finfo(self._sites[0].dtype).eps
-        strong = self.alpha >= 0.5 * self.config.alpha
-        if self._told_rounded_away or not strong:
+        """Once, and not for the small alphas at the end of a decay."""
+        dtype = self._sites[0].dtype
+        resolution = torch.finfo(dtype).eps
+        rounded_away = 0 < stats.noise_to_signal < resolution / 2
+        if self._told or not rounded_away or self.alpha < 0.5 * self.config.alpha:
             return
-        if not 0 < stats.noise_to_signal < resolution / 2:
-            return
-        self._told_rounded_away = True
+        self._told = True
         warnings.warn(
             f"The noise is {stats.noise_to_signal:.2g} of the embeddings, under half of what "
-            f"{self._sites[0].dtype} resolves ({resolution:.2g}), so most of it is rounded away. "
-            f"Raise alpha (now {self.alpha:g}), or use `scale: relative` with 0.02 or more.",
+            f"{dtype} resolves ({resolution:.2g}), so most of it is rounded away. Raise alpha "
+            f"(now {self.alpha:g}), or use `scale: relative` with 0.02 or more.",
             NEFTWarning,
             stacklevel=3,
         )
-
-    def _tell_if_drawn_again(self, site: NoiseSite) -> None:
-        """Eager only: the same (step, micro_step) in two passes means the same noise in both."""
-        recomputing = torch._C._current_graph_task_id() != -1
-        if site is not self._sites[0] or recomputing:
-            return
-        if self._drawn and not self._told_drawn_again:
-            self._told_drawn_again = True
-            step, micro_step = self._place
-            warnings.warn(
-                f"A second training forward pass at step {step}, micro_step {micro_step} draws "
-                "the same noise again. Call `neft.set_step(step, micro_step)` before every "
-                "forward pass.",
-                NEFTWarning,
-                stacklevel=2,
-            )
-        self._drawn = True
-
-
-class _BatchScope:
-    """The hooks of one module around the embedding: note the batch, and check that noise fired."""
-
-    def __init__(self, handle: NEFTHandle, module: nn.Module, model: nn.Module) -> None:
-        self.handle, self.module = handle, module
-        parameters = inspect.signature(module.forward).parameters.values()
-        if any(p.kind is p.VAR_POSITIONAL for p in parameters) and hasattr(model, "get_base_model"):
-            inner = model.get_base_model()  # pyright: ignore[reportCallIssue]
-            parameters = inspect.signature(inner.forward).parameters.values()
-        self.names = [p.name for p in parameters]
-        self.outer: tuple[dict[str, Any] | None, nn.Module | None] = None, None
-
-    def register(self) -> list[Any]:
-        return [
-            self.module.register_forward_pre_hook(self.open, with_kwargs=True),
-            self.module.register_forward_hook(self.close, always_call=True),
-        ]
-
-    def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        handle = self.handle
-        if handle._batch is not None and TOKENS & handle._batch.keys():
-            return
-        # The outermost module, or one inside a wrapper whose own arguments do not name the tokens.
-        self.outer = handle._batch, handle._owner
-        batch = handle._extra | (handle._batch or {})
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        for key in NOTED:
-            if given.get(key) is not None:
-                batch[key] = given[key]
-        handle._batch, handle._owner = batch, self.module
-        for site in handle._sites:
-            site.fired = False
-
-    def close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        handle = self.handle
-        if handle._owner is not self.module:
-            return
-        batch, (handle._batch, handle._owner) = handle._batch, self.outer
-        failed = output is None
-        for site in handle._sites:
-            if not failed and not site.fired and handle._is_on(site.embedding.module):
-                raise NoNoiseError(_no_noise(handle, site, batch or {}))
-
-
-class _EmbeddingHook:
-    """The hook of one embedding module."""
-
-    def __init__(self, handle: NEFTHandle, site: NoiseSite) -> None:
-        self.handle, self.site = handle, site
-
-    def add(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        handle, batch = self.handle, self.handle._batch
-        if batch is None or not handle._is_on(module):
-            return None
-        again, self.site.fired = self.site.fired, True
-        handle.has_fired = True
-        if not torch.compiler.is_compiling():
-            if handle.alpha == 0:
-                return None
-            handle._collect()
-        ids = args[0] if args else next(iter(kwargs.values()))
-        noisy = self.site(batch, ids, output, again)
-        if not again and not torch.compiler.is_compiling():
-            handle._tell_if_drawn_again(self.site)
-        return noisy
 
 
 def attached_handle(model: nn.Module) -> NEFTHandle | None:
@@ -332,14 +201,22 @@ def attached_handle(model: nn.Module) -> NEFTHandle | None:
     for module in finder.unwrap(model).modules():
         for hook in module._forward_hooks.values():
             owner = getattr(hook, "__self__", None)
-            if isinstance(owner, _EmbeddingHook):
-                return owner.handle
+            if isinstance(owner, EmbeddingHook):
+                return owner.passes.owner
     return None
 
 
-def _around(model: nn.Module, sites: list[NoiseSite]) -> list[nn.Module]:
-    modules = (m for site in sites for m in finder.ancestors(model, site.embedding.module))
-    return list({id(module): module for module in modules}.values())
+def _place_among_ranks(data_rank: int | None, data_world_size: int | None) -> tuple[int, int]:
+    if data_rank is not None and data_world_size is not None:
+        return data_rank, data_world_size
+    if data_rank is not None or data_world_size is not None:
+        raise ValueError(
+            f"Give both `data_rank` and `data_world_size`, or neither; got {data_rank!r} and "
+            f"{data_world_size!r}."
+        )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def _refuse_second_noise(model: nn.Module) -> None:
@@ -357,20 +234,3 @@ def _refuse_second_noise(model: nn.Module) -> None:
                     "arguments and give alpha to NEFTConfig alone, or use NEFTSFTTrainer, which "
                     "takes the key over."
                 )
-
-
-def _no_noise(handle: NEFTHandle, site: NoiseSite, batch: Mapping[str, Any]) -> str:
-    given = "`inputs_embeds`" if "inputs_embeds" in batch else ", ".join(f"`{k}`" for k in batch)
-    name, module = site.embedding.name, site.embedding.module
-    way_out = (
-        "Pass `input_ids` instead"
-        if "inputs_embeds" in batch
-        else "Name the module that is called: `embedding='...'` of `attach_neft` or "
-        "`NEFTCallback`. If the model was compiled and ran in training mode before the noise was "
-        "attached, call `torch.compiler.reset()` first"
-    )
-    return (
-        f"The noise did not reach {handle._model_name}: its embedding '{name}' "
-        f"({type(module).__name__}) was not called in a training forward pass that was given "
-        f"{given or 'nothing the noise knows'}. {way_out}."
-    )

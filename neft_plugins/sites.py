@@ -85,7 +85,10 @@ class NoiseSite:
         noisy, noise = inject.add_noise(
             clean, scale, self.alpha, self.seed, self.config.distribution
         )
-        self.sums = meter.measure(noise, norms, noised_lengths > 0, real)
+        sums = meter.measure(noise, norms, noised_lengths > 0, real)
+        # In a compiled graph only the last pass is kept: reading what was there would recompile.
+        kept = None if torch.compiler.is_compiling() else self.sums
+        self.sums = sums if kept is None else kept + sums
         self.hidden_size, self.dtype = clean.shape[-1], clean.dtype
         return noisy
 
@@ -120,13 +123,11 @@ class NoiseSite:
 
     def _read_labels(self, batch: Batch, shape: torch.Size) -> Tensor:
         rule = f"`tokens: {self.config.tokens}`"
-        if self.embedding.side == "encoder" and not self._alone and batch.get("labels") is not None:
-            return torch.full(shape, IGNORED_LABEL, device=batch["labels"].device)
-        if self.embedding.side == "encoder":
+        if self.embedding.side == "encoder" and self._alone:
             raise MissingLabelsError(
                 f"{rule} has no meaning for the encoder of {self._model_name}: its labels are "
                 "those of the decoder's tokens. Use `tokens: all`, or put noise on the decoder "
-                "with decoder=True."
+                "too with decoder=True."
             )
         labels, shifted = batch.get("labels"), batch.get("shift_labels")
         if labels is None and shifted is not None:
@@ -134,12 +135,13 @@ class NoiseSite:
         if labels is None:
             seen = ", ".join(f"`{key}`" for key, value in batch.items() if value is not None)
             raise MissingLabelsError(
-                f"{rule} needs labels, but {self._model_name} was called with {seen} only. Use "
-                "NEFTSFTTrainer, pass labels to the model, or call "
-                "`neft.set_batch(labels=labels)` before the forward pass; a trainer that keeps "
-                "its labels or completion mask from the model can only use "
-                "`tokens: all`."
+                f"{rule} needs labels, but {self._model_name} was called with {seen} only. Pass "
+                "labels to the model, or call `neft.set_batch(labels=labels)` before the forward "
+                "pass, as NEFTSFTTrainer does. A trainer that keeps its labels or completion mask "
+                "from the model can only use `tokens: all`."
             )
+        if self.embedding.side == "encoder":  # nothing of its tokens is trained on
+            return torch.full(shape, IGNORED_LABEL, device=labels.device)
         if labels.shape != shape:
             raise MissingLabelsError(
                 f"{rule} needs one label for each token: labels have shape {tuple(labels.shape)}, "

@@ -13,8 +13,9 @@ from transformers.integrations.neftune import activate_neftune
 
 from neft_plugins import NEFTConfig, attach_neft
 from neft_plugins.config import NEFTWarning
-from neft_plugins.hooks import NoNoiseError, attached_handle
+from neft_plugins.hooks import attached_handle
 from neft_plugins.noise.tokens import MissingLabelsError
+from neft_plugins.passes import NoNoiseError
 
 CONFIG = NEFTConfig(alpha=5.0)
 
@@ -123,6 +124,9 @@ def test_off_in_eval_mode_and_without_gradients(model, batch):
         assert not torch.equal(hidden_states(model, batch), clean)
         with torch.no_grad():
             assert torch.equal(hidden_states(model, batch), clean)
+            neft = attached_handle(model)
+            assert neft is not None
+            assert neft.has_fired
         with torch.inference_mode():
             assert torch.equal(hidden_states(model, batch), clean)
         model.generate(batch["input_ids"][:1, :7], max_new_tokens=2)
@@ -144,8 +148,8 @@ def test_inputs_embeds_stop_training(model, batch):
     embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
     message = (
         "The noise did not reach LlamaForCausalLM: its embedding 'model.embed_tokens' (Embedding) "
-        "was not called in a training forward pass that was given `inputs_embeds`. Pass "
-        "`input_ids` instead."
+        "was not called in a training forward pass that was given `attention_mask`, "
+        "`inputs_embeds`. Pass `input_ids` instead."
     )
     with attach_neft(model, CONFIG), pytest.raises(NoNoiseError, match=re.escape(message)):
         model(inputs_embeds=embeds, attention_mask=batch["attention_mask"])
@@ -225,7 +229,7 @@ def test_labels_out_of_reach_are_an_error(model, batch, tokens):
     del batch["labels"]
     message = (
         f"`tokens: {tokens}` needs labels, but LlamaForCausalLM was called with `input_ids`, "
-        "`attention_mask` only. Use NEFTSFTTrainer, pass labels to the model, or call "
+        "`attention_mask` only. Pass labels to the model, or call "
         "`neft.set_batch(labels=labels)`"
     )
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens=tokens)):
@@ -317,10 +321,22 @@ def test_the_same_noise_twice_is_told(model, batch):
         model(**batch)  # once
 
 
-@pytest.mark.parametrize("place", [(-1, 0), (0, -1), (1.0, 0), (True, 0), ("1", 0)])
+@pytest.mark.parametrize("place", [(-1, 0), (0, -1), (1.0, 0), (True, 0), (0, "1")])
 def test_steps_count_from_zero(model, place):
     with attach_neft(model, CONFIG) as neft, pytest.raises(ValueError, match="count from 0; got"):
         neft.set_step(*place)
+
+
+def test_a_model_left_in_eval_mode_is_told(model, batch):
+    model.eval()
+    with pytest.warns(NEFTWarning, match="The noise never fired: LlamaForCausalLM was called with"):
+        with attach_neft(model, CONFIG):
+            model(**batch).loss.backward()
+
+
+def test_half_a_place_among_ranks_is_an_error(model):
+    with pytest.raises(ValueError, match="Give both `data_rank` and `data_world_size`, or neither"):
+        attach_neft(model, CONFIG, data_rank=1)
 
 
 def test_gpt2_and_its_position_embeddings(batch):

@@ -22,7 +22,9 @@ def noise_scale(alpha: float | Tensor, lengths: Tensor, hidden_size: int) -> Ten
     Returns:
         (B, T) float32; 0 where ``lengths`` is 0.
     """
-    magnitude = alpha / torch.sqrt((lengths.clamp(min=1) * hidden_size).to(torch.float32))
+    root = torch.sqrt((lengths.clamp(min=1) * hidden_size).to(torch.float32))
+    # A reciprocal, not a division: so rounds `float / Tensor`, by which the built-in has its scale.
+    magnitude = root.reciprocal() * alpha
     return torch.where(lengths > 0, magnitude, 0.0)
 
 
