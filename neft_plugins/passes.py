@@ -178,14 +178,13 @@ class EmbeddingHook:
 def _no_noise(model_name: str, site: NoiseSite, batch: dict[str, Any]) -> str:
     name, kind = site.embedding.name, type(site.embedding.module).__name__
     given = ", ".join(f"`{key}`" for key in sorted(batch))
-    if "inputs_embeds" in batch:
-        way_out = "Pass `input_ids` instead"
-    else:
-        way_out = (
-            "Name the module that is called: `embedding='...'` of `attach_neft` or "
-            "`NEFTCallback`. If the model was compiled and ran in training mode before the noise "
-            "was attached, call `torch.compiler.reset()` first"
-        )
+    way_out = (
+        "Pass `input_ids` instead"
+        if "inputs_embeds" in batch
+        else "Name the module that is called: `embedding='...'` of `attach_neft` or "
+        "`NEFTCallback`. If the model was compiled and ran in training mode before the noise was "
+        "attached, call `torch.compiler.reset()` first"
+    )
     return (
         f"The noise did not reach {model_name}: its embedding '{name}' ({kind}) was not called in "
         f"a training forward pass that was given {given or 'nothing the noise knows'}. {way_out}."
