@@ -3,7 +3,6 @@
 import json
 import logging
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -79,12 +78,7 @@ class NEFTCallback(TrainerCallback):
     def __enter__(self) -> "NEFTCallback":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
     def on_train_begin(

@@ -1,7 +1,6 @@
 """attach_neft: the noise on a model, and the handle through which training drives it."""
 
 import warnings
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -165,12 +164,7 @@ class NEFTHandle:
     def __enter__(self) -> "NEFTHandle":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
     def _collect(self) -> None:

@@ -36,7 +36,8 @@ PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
 VARIANTS = DOCS / "writing_a_variant.md"
 LANGUAGES = {"python", "yaml", "toml", "json", "console", "bash", "text", "setup"}
 OTHER_COMMANDS = {
-    *("accelerate", "axolotl", "cd", "git", "pip", "pytest", "python", "tensorboard", "torchrun"),
+    *("accelerate", "axolotl", "cd", "git", "pip", "pytest", "python", "python3"),
+    *("tensorboard", "torchrun", "tox"),
     *("tox", "trl", "uv"),
 }
 HUB_MODEL = re.compile(r"(?<=[\"'])(?:Qwen|HuggingFaceTB|google|meta-llama)/[\w.-]+(?=[\"'])")
@@ -196,15 +197,17 @@ def read_commands(block: Block) -> list[str]:
     if block.language == "console":
         lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         assert lines, "a console block needs a line that begins with $"
-    return [line for line in lines if line and not line.startswith("#")]
+    commands = [line for line in lines if line and not line.startswith("#")]
+    return [part for command in commands for part in command.split(" && ")]
 
 
 def check_command(command: str) -> None:
     words = shlex.split(command, comments=True)
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
-    assert words[0] in OTHER_COMMANDS | {"neft"}, f"unknown command {words[0]!r}"
-    if words[0] == "neft":
+    program = Path(words[0]).name
+    assert program in OTHER_COMMANDS | {"neft"}, f"unknown command {program!r}"
+    if program == "neft":
         run_neft(words[1:])
 
 

@@ -9,6 +9,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from neft_plugins.trl.trainer import NEFTSFTTrainer
 
+MOST_ROWS = 500
+"""Rows of each dataset that the final losses are over: a long run must not end in another."""
+
 
 def print_summary(trainer: "NEFTSFTTrainer") -> None:
     """Evaluate on as many training examples as held-out ones, without noise, and print a table.
@@ -38,16 +41,18 @@ def noise_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
 
 
 def loss_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
-    """(what, first, last) of the losses, in nats per token; without noise, the last only."""
+    """(what, first, last) of the losses, in nats per token; without noise, the last only.
+
+    The losses without noise are over at most ``MOST_ROWS`` rows each.
+    """
     with_noise = "with noise" if trainer.neft is not None else "while training"
     rows = [(f"training loss, {with_noise}", *_first_and_last(trainer, "loss"))]
     held_out, train = trainer.eval_dataset, trainer.train_dataset
     if isinstance(held_out, Dataset) and isinstance(train, Dataset):
-        sample = train.select(range(min(len(held_out), len(train))))
-        clean = trainer.evaluate(sample, metric_key_prefix="eval_train")["eval_train_loss"]
-        rows.append((f"training loss, without noise ({len(sample)} rows)", "", f"{clean:.4g}"))
-        clean = trainer.evaluate()["eval_loss"]
-        rows.append((f"held-out loss, without noise ({len(held_out)} rows)", "", f"{clean:.4g}"))
+        for name, data in (("training", train), ("held-out", held_out)):
+            count = min(len(held_out), len(train), MOST_ROWS)
+            clean = trainer.evaluate(data.select(range(count)))["eval_loss"]
+            rows.append((f"{name} loss, without noise ({count} rows)", "", f"{clean:.4g}"))
     return rows
 
 
