@@ -111,7 +111,8 @@ class NEFTCallback(TrainerCallback):
             **self._options,
         )
         self.handle.run = state
-        logger.info("NEFT: %s", self.config.describe(state.max_steps))
+        if state.is_world_process_zero:
+            logger.info("NEFT: %s", self.config.describe(state.max_steps))
         if args.should_save:
             self.save_config(args.output_dir or ".")
 

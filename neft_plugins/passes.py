@@ -58,6 +58,7 @@ class ForwardPasses:
         self.has_fired = self.ran_in_eval_mode = False
         self.batch: dict[str, Any] | None = None
         self.scope: _Scope | None = None
+        self.last_batch: dict[str, Any] | None = None
         self._switches = finder.adapter_switches(model)
         self._told = False
         self.begin(0, 0, silent=False)
@@ -86,7 +87,7 @@ class ForwardPasses:
         hooks, self._hooks = self._hooks, []
         for hook in hooks:
             hook.remove()
-        self.extra, self.batch, self.scope = {}, None, None
+        self.extra, self.batch, self.last_batch, self.scope = {}, None, None, None
         return bool(hooks)
 
     def is_on(self, module: nn.Module) -> bool:
@@ -97,8 +98,7 @@ class ForwardPasses:
 
     def note_drawn(self, site: NoiseSite) -> None:
         """Eager only: the same (step, micro_step) in two passes means the same noise in both."""
-        recomputing = torch._C._current_graph_task_id() != -1
-        if site is not self.sites[0] or recomputing:
+        if site is not self.sites[0] or _recomputing():
             return
         if self._drawn and not self._told:
             self._told = True
@@ -131,6 +131,9 @@ class _Scope:
             return
         # The outermost module, or one inside a wrapper whose own arguments do not name the tokens.
         self.outer = passes.batch, passes.scope
+        if _recomputing() and passes.last_batch is not None:
+            passes.batch, passes.scope = passes.last_batch, self
+            return
         given = dict(zip(self.names, args, strict=False)) | kwargs
         noted = {key: value for key, value in given.items() if key in NOTED and value is not None}
         passes.batch, passes.scope = passes.extra | (passes.batch or {}) | noted, self
@@ -144,6 +147,7 @@ class _Scope:
         if passes.scope is not self:
             return
         batch, (passes.batch, passes.scope) = passes.batch or {}, self.outer
+        passes.last_batch = batch
         if output is None:  # the pass failed, and its own error is on the way
             return
         for site in passes.sites:
@@ -162,6 +166,8 @@ class EmbeddingHook:
     ) -> Tensor | None:
         """The noisy output, or None, which leaves the module's own."""
         passes, batch = self.passes, self.passes.batch
+        if batch is None and _recomputing():
+            batch, self.site.fired = passes.last_batch, False
         if batch is None or not passes.is_on(module):
             return None
         again, self.site.fired = self.site.fired, True
@@ -173,6 +179,15 @@ class EmbeddingHook:
         if not again and not torch.compiler.is_compiling():
             passes.note_drawn(self.site)
         return noisy
+
+
+def _recomputing() -> bool:
+    """Whether activation checkpointing repeats a part of the last pass, in the backward pass.
+
+    Only what is inside the checkpoint is called again, so the batch is the one noted then. A
+    compiled graph has its own recomputation, of which no hook hears.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _no_noise(model_name: str, site: NoiseSite, batch: dict[str, Any]) -> str:

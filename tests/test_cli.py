@@ -76,6 +76,8 @@ def test_sft_trains_and_ends_with_what_it_did(recipe, tmp_path):
         "sft", "--config", str(recipe), "--neft_alpha_end", "1", "--eval_strategy", "epoch"
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    line = "NEFT: alpha 5 -> 1 linear over 2 steps, uniform, response tokens, L = sequence"
+    assert line in result.stderr
     rows = {
         cells[0]: cells[1:]
         for line in result.stdout.splitlines()

@@ -8,6 +8,7 @@ import torch
 from helpers import tiny_llama
 from reference import Document, Embedder, padded
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.integrations.neftune import activate_neftune
 
@@ -337,6 +338,35 @@ def test_a_model_left_in_eval_mode_is_told(model, batch):
 def test_half_a_place_among_ranks_is_an_error(model):
     with pytest.raises(ValueError, match="Give both `data_rank` and `data_world_size`, or neither"):
         attach_neft(model, CONFIG, data_rank=1)
+
+
+class Checkpointed(Embedder):
+    """A model that recomputes its embedding in the backward pass."""
+
+    def __init__(self, use_reentrant: bool | None):
+        super().__init__(8, zero=False)
+        self.head = nn.Linear(8, 1)
+        self.use_reentrant = use_reentrant
+
+    def block(self, input_ids):
+        return self.head(self.embed(input_ids).tanh()).tanh()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        if self.use_reentrant is None:
+            return self.block(input_ids)
+        return checkpoint(self.block, input_ids, use_reentrant=self.use_reentrant)
+
+
+def test_a_recomputed_embedding_sees_the_same_noise(batch):
+    gradients = []
+    for use_reentrant in (None, False):
+        torch.manual_seed(0)
+        model = Checkpointed(use_reentrant)
+        with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")):
+            model(**batch).sum().backward()
+        gradients.append(model.embed.weight.grad)
+    assert gradients[0].abs().sum() > 0
+    assert torch.equal(*gradients)
 
 
 def test_gpt2_and_its_position_embeddings(batch):

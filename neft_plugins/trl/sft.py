@@ -4,6 +4,7 @@ Run it as ``neft sft --config X.yaml``, or by itself: ``accelerate launch -m nef
 --config X.yaml``.
 """
 
+import logging
 import warnings
 from typing import Any
 
@@ -84,6 +85,8 @@ def main(
         model: Which model, quantization and PEFT.
         mixture: A mixture of datasets.
     """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("neft_plugins").setLevel(logging.INFO)
     training.model_init_kwargs = _model_init_kwargs(training, model)
     data = load_data(script, mixture)
     trainer = NEFTSFTTrainer(
