@@ -49,9 +49,14 @@ def loss_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
     rows = [(f"training loss, {with_noise}", *_first_and_last(trainer, "loss"))]
     held_out, train = trainer.eval_dataset, trainer.train_dataset
     if isinstance(held_out, Dataset) and isinstance(train, Dataset):
-        for name, data in (("training", train), ("held-out", held_out)):
-            count = min(len(held_out), len(train), MOST_ROWS)
-            clean = trainer.evaluate(data.select(range(count)))["eval_loss"]
+        count = min(len(held_out), len(train), MOST_ROWS)
+        # Prefixes of their own, so that a tracker does not take them for an evaluation of the run.
+        for name, prefix, data in (
+            ("training", "eval_final_train", train),
+            ("held-out", "eval_final", held_out),
+        ):
+            metrics = trainer.evaluate(data.select(range(count)), metric_key_prefix=prefix)
+            clean = metrics[f"{prefix}_loss"]
             rows.append((f"{name} loss, without noise ({count} rows)", "", f"{clean:.4g}"))
     return rows
 
