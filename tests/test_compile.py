@@ -66,6 +66,20 @@ def test_every_way_to_write_documents_traces(encoding):
             assert torch.equal(noise, model(**batch))
 
 
+@pytest.mark.parametrize("encoding", ["padded right", "position_ids", "trl padding-free"])
+def test_batches_of_every_width_share_one_dynamic_graph(encoding):
+    model = tiny_llama()
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
+        for step in range(6):
+            documents = [Document(7 + step, 3), Document(4 + 2 * step, 2), Document(5, 1)]
+            batch = ENCODINGS[encoding](documents).arguments
+            neft.set_step(step)
+            loss = compiled(**batch).loss.item()
+            neft.set_step(step)
+            assert loss == pytest.approx(model(**batch).loss.item(), rel=1e-4)
+
+
 def test_inductor():
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
     model = tiny_llama()
