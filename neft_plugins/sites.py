@@ -103,7 +103,13 @@ class NoiseSite:
         view = TokenView(
             ids, documents.real, documents.number, lambda: self._read_labels(batch, ids.shape)
         )
-        noised = self._rule(view) & documents.real
+        chosen = self._rule(view)
+        if chosen.shape != ids.shape or chosen.dtype != torch.bool:
+            raise ValueError(
+                f"The token rule '{self.config.tokens}' must give a bool mask of shape "
+                f"{tuple(ids.shape)}; got {chosen.dtype} of shape {tuple(chosen.shape)}."
+            )
+        noised = chosen & documents.real
         for placeholder in self._placeholders:
             noised = noised & (ids != placeholder)
         counted = noised if self.config.length == "noised" else documents.real

@@ -67,6 +67,11 @@ def draw_noise(
         return torch.zeros_like(embeddings, dtype=torch.float32)
     source = seeds.generator(int(seed), embeddings.device)
     eps = registry.load("distribution", distribution)(embeddings.shape, source)
+    if eps.shape != embeddings.shape or eps.dtype != torch.float32:
+        raise ValueError(
+            f"The distribution '{distribution}' must draw float32 of shape "
+            f"{tuple(embeddings.shape)}; got {eps.dtype} of shape {tuple(eps.shape)}."
+        )
     return eps.mul_(scale.unsqueeze(-1))
 
 
