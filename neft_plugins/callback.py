@@ -104,7 +104,7 @@ class NEFTCallback(TrainerCallback):
         self.handle = attach_neft(
             model,
             self.config,
-            state.max_steps,
+            max(state.max_steps, 1),
             data_rank=rank,
             data_world_size=world_size,
             seed=args.seed,

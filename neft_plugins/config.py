@@ -81,8 +81,9 @@ class NEFTConfig:
 
     def _check_length(self) -> None:
         if self.scale == "absolute":
-            _check_choice("length", self.length or "sequence", ("sequence", "row", "noised"))
-            object.__setattr__(self, "length", self.length or "sequence")
+            length = "sequence" if self.length is None else self.length
+            _check_choice("length", length, ("sequence", "row", "noised"))
+            object.__setattr__(self, "length", length)
         elif self.length is not None:
             raise _error(
                 "`{length}` is not used with `{scale}: relative`, which scales by each embedding's "
@@ -113,6 +114,7 @@ class NEFTConfig:
                 "`{schedule_args}` must be a mapping of the schedule's arguments; got {got}.",
                 got=repr(self.schedule_args),
             )
+        object.__setattr__(self, "schedule_args", dict(self.schedule_args))
         factory = registry.load("schedule", self.schedule)
         allowed = list(inspect.signature(factory).parameters)[3:]
         for name in self.schedule_args:

@@ -152,6 +152,8 @@ def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def _named(model: nn.Module, embedding: str | nn.Module) -> InputEmbedding:
     if isinstance(embedding, nn.Module):
         return InputEmbedding(_name_of(model, embedding), embedding, _side_of(model, embedding))
+    if not isinstance(embedding, str):
+        raise TypeError(f"`embedding` must be a module or its dotted name; got {embedding!r}.")
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     if embedding not in names:
         close = difflib.get_close_matches(embedding, names, n=1)

@@ -1,6 +1,8 @@
 """attach_neft: the noise on a model, and the handle through which training drives it."""
 
+import math
 import warnings
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,10 @@ def attach_neft(
         ValueError: If the embedding cannot be found, or only one of rank and world size is given.
         RuntimeError: If noise is attached already, ours or the built-in.
     """
+    if not isinstance(config, NEFTConfig):
+        raise TypeError(f"`config` must be a NEFTConfig; got {config!r}.")
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise ValueError(f"`total_steps` must be an int >= 1 or None; got {total_steps!r}.")
     model = finder.unwrap(model)
     found = finder.find_embeddings(model, embedding, decoder)
     _refuse_second_noise(model)
@@ -82,9 +88,10 @@ class NEFTHandle:
         self._sites = sites
         self._sums: Tensor | None = None
         self._told = False
-        self._passes = ForwardPasses(model, sites)
+        self._passes = ForwardPasses(type(model).__name__, sites)
         self._passes.owner = self
-        self.set_step(0)
+        self.set_step(0)  # before the hooks: what is wrong with a schedule is said without any
+        self._passes.attach(model)
 
     @property
     def has_fired(self) -> bool:
@@ -107,12 +114,13 @@ class NEFTHandle:
                 f"micro_step={micro_step!r}."
             )
         self._collect()
-        self.alpha = float(self._schedule(step))
-        if not self.alpha >= 0:
+        alpha = self._schedule(step)
+        if not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
             raise ValueError(
-                f"The schedule {self.config.schedule!r} gave alpha {self.alpha!r} at step {step}; "
-                "it must be a number >= 0."
+                f"The schedule {self.config.schedule!r} gave alpha {alpha!r} at step {step}; it "
+                "must be a number >= 0."
             )
+        self.alpha = float(alpha)
         self._passes.begin(step, micro_step, silent=self.alpha == 0)
         micro_batch = seeds.micro_batch_index(micro_step, self._rank, self._world_size)
         for index, site in enumerate(self._sites):
@@ -126,7 +134,12 @@ class NEFTHandle:
             **batch: ``labels``, ``attention_mask``, ``position_ids``, ...; what the model is given
                 itself comes first. Without arguments, forget.
         """
-        self._passes.extra = {key: value for key, value in batch.items() if key in NOTED}
+        unknown = batch.keys() - NOTED
+        if unknown:
+            raise ValueError(
+                f"`set_batch` takes {', '.join(sorted(NOTED))}; got {', '.join(sorted(unknown))}."
+            )
+        self._passes.extra = batch
 
     def metrics(self) -> dict[str, float]:
         """What the noise was since the last call; waits for the device.
@@ -202,6 +215,11 @@ def attached_handle(model: nn.Module) -> NEFTHandle | None:
 
 def _place_among_ranks(data_rank: int | None, data_world_size: int | None) -> tuple[int, int]:
     if data_rank is not None and data_world_size is not None:
+        if not 0 <= data_rank < data_world_size:
+            raise ValueError(
+                f"`data_rank` must be in [0, `data_world_size`); got {data_rank!r} of "
+                f"{data_world_size!r}."
+            )
         return data_rank, data_world_size
     if data_rank is not None or data_world_size is not None:
         raise ValueError(
@@ -226,5 +244,6 @@ def _refuse_second_noise(model: nn.Module) -> None:
                     f"The built-in NEFTune hook is on '{name}' of {type(model).__name__}, so "
                     "noise would be added twice. Drop `neftune_noise_alpha` from the training "
                     "arguments and give alpha to NEFTConfig alone, or use NEFTSFTTrainer, which "
-                    "takes the key over."
+                    "takes the key over. If an interrupted run left the hook there, load the model "
+                    "anew."
                 )

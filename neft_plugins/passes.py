@@ -37,10 +37,12 @@ class NoNoiseError(RuntimeError):
 
 
 class ForwardPasses:
-    """The forward passes of one model, hooked; ``remove()`` takes every hook off.
+    """The forward passes of one model, between ``attach`` and ``remove``.
+
+    A copy of a hooked model (``deepcopy``, ``pickle``) has hooks that do nothing.
 
     Args:
-        model: The model, unwrapped.
+        model_name: What messages call the model.
         sites: Where its noise is added.
 
     Attributes:
@@ -50,8 +52,8 @@ class ForwardPasses:
         ran_in_eval_mode: Whether the model was called with gradients but in eval mode.
     """
 
-    def __init__(self, model: nn.Module, sites: list[NoiseSite]) -> None:
-        self.model_name = type(model).__name__
+    def __init__(self, model_name: str, sites: list[NoiseSite]) -> None:
+        self.model_name = model_name
         self.sites = sites
         self.extra: dict[str, Any] = {}
         self.owner: Any = None
@@ -59,18 +61,27 @@ class ForwardPasses:
         self.batch: dict[str, Any] | None = None
         self.scope: _Scope | None = None
         self.last_batch: dict[str, Any] | None = None
-        self._switches = finder.adapter_switches(model)
+        self._hooks: list[Any] = []
+        self._attached = False
+        self._switches: list[tuple[nn.Module, str]] = []
         self._told = False
         self.begin(0, 0, silent=False)
-        around = (m for site in sites for m in finder.ancestors(model, site.embedding.module))
-        self._hooks: list[Any] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForwardPasses, (self.model_name, [])
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the model, unwrapped."""
+        self._attached = True
+        self._switches = finder.adapter_switches(model)
+        around = (m for s in self.sites for m in finder.ancestors(model, s.embedding.module))
         for module in {id(m): m for m in around}.values():
             scope = _Scope(self, module, model)
             self._hooks += [
                 module.register_forward_pre_hook(scope.open, with_kwargs=True),
                 module.register_forward_hook(scope.close, always_call=True),
             ]
-        for site in sites:
+        for site in self.sites:
             hook = EmbeddingHook(self, site).add
             self._hooks.append(site.embedding.module.register_forward_hook(hook, with_kwargs=True))
 
@@ -80,11 +91,13 @@ class ForwardPasses:
         ``silent`` is read outside of compiled graphs only; inside, the operator looks at alpha.
         """
         self.silent = silent
+        # A Ctrl-C inside the last pass may have left them: torch calls no hook for that.
+        self.batch = self.scope = None
         self._place, self._drawn = (step, micro_step), False
 
     def remove(self) -> bool:
         """Take every hook off; whether there was any."""
-        hooks, self._hooks = self._hooks, []
+        hooks, self._hooks, self._attached = self._hooks, [], False
         for hook in hooks:
             hook.remove()
         self.extra, self.batch, self.last_batch, self.scope = {}, None, None, None
@@ -92,7 +105,7 @@ class ForwardPasses:
 
     def is_on(self, module: nn.Module) -> bool:
         """Off in eval mode, without gradients, and while PEFT's adapters are off."""
-        if not module.training or not torch.is_grad_enabled():
+        if not self._attached or not module.training or not torch.is_grad_enabled():
             return False
         return not any(getattr(owner, attribute) for owner, attribute in self._switches)
 

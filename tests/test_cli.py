@@ -9,6 +9,7 @@ import pytest
 from helpers import DATA, MODEL
 
 import neft_plugins
+from neft_plugins.cli.launch import _option_names
 
 RECIPE = f"""
 neftune_noise_alpha: 5
@@ -104,6 +105,10 @@ def test_sft_with_an_accelerate_config_of_two_processes(recipe, tmp_path):
     [
         (["--neft_schedule", "lnear"], "got 'lnear'. Did you mean 'linear'?"),
         (["--neft_shedule", "linear"], "Unknown key `neft_shedule`"),
+        (["--neft_shedule=linear"], "Unknown key `neft_shedule`"),
+        (["--neft-shedule", "linear"], "Did you mean 'neft_schedule'?"),
+        (["--dataset_name", ""], "No dataset: set `dataset_name`"),
+        (["--config"], "`--config` needs the path of a YAML file."),
         (["--accelerate_config", "nowhere"], "Accelerate config nowhere is neither a file"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
         (["--learning_rte", "1"], "learning_rte"),
@@ -123,6 +128,25 @@ def test_a_wrong_key_in_the_yaml_is_told(recipe):
     assert result.returncode == 2
     assert "Unknown key `neft_tokns`" in result.stderr
     assert "Did you mean 'neft_tokens'?" in result.stderr
+
+
+def test_a_recipe_that_is_not_yaml_is_told(recipe):
+    recipe.write_text("a: [1")
+    result = neft("sft", "--config", str(recipe))
+    assert result.returncode == 2
+    assert "expected ',' or ']'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_value_that_looks_like_a_key_is_a_value():
+    words = ["--log_dir", "neft_logs", "--rdzv_conf=neft_job"]
+    assert _option_names(words) == ["log_dir", "rdzv_conf"]
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(recipe):
+    result = neft("sft", "--config", str(recipe), "--dataset_train_split", "nope")
+    assert result.returncode == 1
+    assert "The dataset has no split 'nope'; it has 'train', 'test'." in result.stderr
 
 
 def test_a_failed_training_has_its_exit_code(recipe):

@@ -71,12 +71,18 @@ WRONG_VALUES = [
     ),
     (
         {"neft_schedule": "polynomial", "neft_schedule_args": {"power": 0}},
-        "`neft_schedule_args` of 'polynomial': `power` must be > 0; got 0.",
+        "`neft_schedule_args` of 'polynomial': `power` must be a number > 0; got 0.",
     ),
     (
         {"neft_schedule": "exponential", "neft_schedule_args": {"decay_rate": 2}},
-        "`neft_schedule_args` of 'exponential': `decay_rate` must be in (0, 1]; got 2.",
+        "`neft_schedule_args` of 'exponential': `decay_rate` must be a number in (0, 1]; got 2.",
     ),
+    (
+        {"neft_schedule": "exponential", "neft_schedule_args": {"decay_rate": "1e-2"}},
+        "`neft_schedule_args` of 'exponential': `decay_rate` must be a number in (0, 1]; got "
+        "'1e-2'.",
+    ),
+    ({"neft_length": ""}, "`neft_length` must be one of 'noised', 'row', 'sequence'; got ''."),
     (
         {"neft_schedule": "step", "neft_schedule_args": {"step_size": 1.5}},
         "`neft_schedule_args` of 'step': `step_size` must be a number of steps (int >= 1) or a "

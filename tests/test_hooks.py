@@ -1,6 +1,7 @@
 """attach_neft on a model: when noise is on, the fire check, and no trace left."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -338,6 +339,74 @@ def test_a_model_left_in_eval_mode_is_told(model, batch):
 def test_half_a_place_among_ranks_is_an_error(model):
     with pytest.raises(ValueError, match="Give both `data_rank` and `data_world_size`, or neither"):
         attach_neft(model, CONFIG, data_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": {"alpha": 5}}, "`config` must be a NEFTConfig; got {'alpha': 5}"),
+        ({"total_steps": 0}, "`total_steps` must be an int >= 1 or None; got 0"),
+        ({"total_steps": "10"}, "`total_steps` must be an int >= 1 or None; got '10'"),
+        ({"embedding": 5}, "`embedding` must be a module or its dotted name; got 5"),
+        ({"data_rank": 2, "data_world_size": 2}, r"must be in [0, `data_world_size`); got 2 of 2"),
+    ],
+)
+def test_a_wrong_argument_leaves_no_hook(model, arguments, message):
+    before = traces(model)
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        attach_neft(model, **{"config": CONFIG} | arguments)
+    assert traces(model) == before
+
+
+@pytest.mark.parametrize("alpha", [None, float("nan"), float("inf"), -1.0])
+def test_a_schedule_that_gives_no_strength_is_an_error_and_leaves_no_hook(
+    model, monkeypatch, alpha
+):
+    monkeypatch.setattr(NEFTConfig, "build_schedule", lambda self, steps: lambda step: alpha)
+    before = traces(model)
+    with pytest.raises(ValueError, match=r"The schedule 'constant' gave alpha .* at step 0"):
+        attach_neft(model, CONFIG)
+    assert traces(model) == before
+
+
+def test_noise_goes_on_after_ctrl_c_inside_a_forward_pass(model, batch):
+    neft = attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher"))
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch)
+    hook.remove()
+    neft.set_step(1)
+    other = padded([Document(3), Document(2)], extra=0).arguments
+    with torch.no_grad():
+        clean = model.model.embed_tokens(other["input_ids"])
+    noise = hidden_states(model, other) - clean
+    expected = 5.0 / (3 * 3 * 32) ** 0.5
+    torch.testing.assert_close(noise[0].abs(), torch.full_like(noise[0], expected))
+    neft.remove()
+
+
+def test_an_unknown_name_in_set_batch_is_an_error(model):
+    with attach_neft(model, CONFIG) as neft:
+        with pytest.raises(ValueError, match=r"`set_batch` takes attention_mask, .*; got atent"):
+            neft.set_batch(atention_mask=torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_copy_of_a_noisy_model_is_clean(model, batch, way):
+    config = NEFTConfig(alpha=5.0, schedule="cosine")
+    with attach_neft(model, config, total_steps=5):
+        copied = copy.deepcopy(model) if way == "deepcopy" else pickle.loads(pickle.dumps(model))
+        copied.train()
+        with torch.no_grad():
+            clean = hidden_states(model, batch)
+        assert torch.equal(hidden_states(copied, batch), clean)
+        assert not torch.equal(hidden_states(model, batch), clean)
+        with attach_neft(copied, CONFIG):
+            assert not torch.equal(hidden_states(copied, batch), clean)
 
 
 class Checkpointed(Embedder):

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import DATA, MODEL
 from reference import Embedder
 
 from neft_plugins import NEFTConfig, attach_neft, registry
+from neft_plugins.cli import commands
 
 PYPROJECT = """
 [build-system]
@@ -140,6 +142,17 @@ def test_not_installed_says_so(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [])
     with pytest.raises(registry.RegistryError, match="not installed here, only importable"):
         registry.variants("schedule")
+
+
+def test_list_shows_the_rest_beside_a_broken_package(monkeypatch):
+    point = EntryPoint("broken", "no_such_module:noise", "neft_plugins.distributions")
+    real = registry.entry_points
+    monkeypatch.setattr(registry, "entry_points", lambda group: [*real(group=group), point])
+    result = CliRunner().invoke(commands.neft, ["list"])
+    assert result.exit_code == 2
+    assert "cannot be loaded" in result.output
+    assert "rademacher" in result.output
+    assert "no_such_module" in result.output
 
 
 def test_a_broken_package_is_named(monkeypatch):

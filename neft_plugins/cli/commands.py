@@ -29,11 +29,13 @@ def neft() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sft(arguments: tuple[str, ...]) -> None:
     """Fine-tune as ``trl sft`` does: its arguments, --config X.yaml, --accelerate_config."""
+    import yaml
+
     from neft_plugins.cli.launch import launch_sft
 
     try:
         code = launch_sft(list(arguments))
-    except (ValueError, OSError, registry.RegistryError) as error:
+    except (ValueError, OSError, yaml.YAMLError, registry.RegistryError) as error:
         raise CleanError(str(error)) from error
     raise SystemExit(code)
 
@@ -42,12 +44,20 @@ def sft(arguments: tuple[str, ...]) -> None:
 def list_variants() -> None:
     """Every distribution, schedule and token rule, and the package each comes from."""
     table = Table("kind", "name", "what it is", "package")
-    try:
-        for kind in get_args(registry.Kind):
-            for name, variant in registry.variants(kind).items():
+    problems = []
+    for kind in get_args(registry.Kind):
+        try:
+            variants = registry.variants(kind)
+        except registry.RegistryError as error:
+            raise CleanError(str(error)) from error
+        for name, variant in variants.items():
+            try:
                 doc = inspect.getdoc(registry.load(kind, name)) or ""
-                table.add_row(kind, name, doc.partition("\n")[0], variant.package)
-            table.add_section()
-    except registry.RegistryError as error:
-        raise CleanError(str(error)) from error
+            except registry.RegistryError as error:
+                doc = "cannot be loaded"
+                problems.append(str(error))
+            table.add_row(kind, name, doc.partition("\n")[0], variant.package)
+        table.add_section()
     Console().print(table)
+    if problems:
+        raise CleanError(f"Not every variant can be loaded: {' '.join(problems)}")

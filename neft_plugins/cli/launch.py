@@ -5,7 +5,7 @@ import subprocess
 from accelerate.commands.launch import launch_command, launch_command_parser
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-from neft_plugins.config import PREFIX, NEFTConfig
+from neft_plugins.config import NEFTConfig
 from neft_plugins.trl import sft
 
 
@@ -21,27 +21,36 @@ def launch_sft(arguments: list[str]) -> int:
         The exit code of the training process.
 
     Raises:
-        ValueError: For a wrong value or an unknown ``neft_*`` key, before anything is launched.
+        ValueError: For a wrong value, an unknown ``neft_*`` key or a missing dataset, before
+            anything is launched.
+        yaml.YAMLError: If the recipe is not YAML.
     """
-    *_, config_rest, command_rest = sft.make_parser(prog="neft sft").parse_args_and_config(
+    if arguments and arguments[-1] == "--config":
+        raise ValueError("`--config` needs the path of a YAML file.")
+    script, _, _, mixture, config_rest, command_rest = sft.make_parser(
+        prog="neft sft"
+    ).parse_args_and_config(
         arguments, return_remaining_strings=True, separate_remaining_strings=True
     )
     rest = config_rest + command_rest
-    NEFTConfig.from_keys(
-        {key: None for word in rest if (key := word.lstrip("-")).startswith(PREFIX)}
-    )
-    script_arguments = _without(arguments, command_rest)
+    NEFTConfig.from_keys(dict.fromkeys(_option_names(rest)))
+    sft.check_dataset_is_named(script, mixture)
     launch_arguments = [
         *resolve_accelerate_config_argument(rest),
-        "--module",
-        sft.__name__,
-        *script_arguments,
+        *("--module", sft.__name__),
+        *_without(arguments, command_rest),
     ]
     try:
         launch_command(launch_command_parser().parse_args(launch_arguments))
     except subprocess.CalledProcessError as error:
         return error.returncode
     return 0
+
+
+def _option_names(words: list[str]) -> list[str]:
+    """The options among the words, as keys: ``--neft-tokens=all`` is neft_tokens."""
+    options = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    return [option.replace("-", "_") for option in options]
 
 
 def _without(words: list[str], rest: list[str]) -> list[str]:

@@ -120,13 +120,14 @@ def _two_dimensional_mask(mask: Any, shape: torch.Size) -> Tensor:
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
             "Document lengths cannot be read from this `attention_mask`: it must be a (batch, "
-            f"tokens) tensor; got {got}. Pass a 2-D mask, or set `length: row` to scale by the "
-            "row's width."
+            f"tokens) tensor; got {got}. Pass a 2-D mask or, with `scale: absolute`, set "
+            "`length: row` to scale by the row's width."
         )
     if mask.shape != shape:
         raise ValueError(
             f"`attention_mask` has shape {tuple(mask.shape)} but the tokens have shape "
-            f"{tuple(shape)}. Pass a mask of the tokens' shape, or set `length: row`."
+            f"{tuple(shape)}. Pass a mask of the tokens' shape or, with `scale: absolute`, set "
+            "`length: row`."
         )
     return mask
 

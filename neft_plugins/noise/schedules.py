@@ -31,7 +31,7 @@ def polynomial(alpha: float, alpha_end: float, total_steps: int, *, power: float
     >>> [polynomial(4.0, 0.0, 4, power=2)(t) for t in range(5)]
     [4.0, 2.25, 1.0, 0.25, 0.0]
     """
-    _require(power > 0, f"`power` must be > 0; got {power!r}")
+    _require(_is_number(power) and power > 0, f"`power` must be a number > 0; got {power!r}")
     return lambda step: (
         alpha_end + (alpha - alpha_end) * (1.0 - _progress(step, total_steps)) ** power
     )
@@ -81,7 +81,10 @@ def exponential(
     >>> [exponential(8.0, 0.0, 4, decay_rate=0.5, transition_steps=1)(t) for t in range(4)]
     [8.0, 4.0, 2.0, 1.0]
     """
-    _require(0 < decay_rate <= 1, f"`decay_rate` must be in (0, 1]; got {decay_rate!r}")
+    _require(
+        _is_number(decay_rate) and 0 < decay_rate <= 1,
+        f"`decay_rate` must be a number in (0, 1]; got {decay_rate!r}",
+    )
     length = total_steps if transition_steps is None else transition_steps
     span = _span("transition_steps", length, total_steps)
     return lambda step: alpha_end + (alpha - alpha_end) * decay_rate ** (step / span)
@@ -144,11 +147,15 @@ def _progress(step: int, total_steps: int) -> float:
 def _span(name: str, value: float, total_steps: int) -> int:
     """A number of steps (>= 1), or a share of training in (0, 1), as a number of steps."""
     _require(
-        0 < value < 1 or (value >= 1 and float(value).is_integer()),
+        _is_number(value) and (0 < value < 1 or (value >= 1 and float(value).is_integer())),
         f"`{name}` must be a number of steps (int >= 1) or a share of training in (0, 1); "
         f"got {value!r}",
     )
     return int(value) if value >= 1 else max(1, math.ceil(value * total_steps))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import warnings
 from typing import Any
 
-from datasets import DatasetDict, IterableDatasetDict, load_dataset
+from datasets import load_dataset
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -40,21 +40,18 @@ def make_parser(prog: str | None = None) -> TrlParser:
     )
 
 
-def load_data(
-    script: ScriptArguments, mixture: DatasetMixtureConfig
-) -> DatasetDict | IterableDatasetDict:
-    """The dataset that ``datasets`` or ``dataset_name`` names.
+def check_dataset_is_named(script: ScriptArguments, mixture: DatasetMixtureConfig) -> None:
+    """Refuse arguments that name no dataset; tell if one of two is not used.
 
     Args:
-        script: Has ``dataset_name`` and its options.
+        script: Has ``dataset_name``.
         mixture: Has ``datasets``, a list to mix; it comes first, as in ``trl sft``.
-
-    Returns:
-        The splits by name.
 
     Raises:
         ValueError: If neither names a dataset.
     """
+    if not mixture.datasets and not script.dataset_name:
+        raise ValueError("No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`.")
     if mixture.datasets and script.dataset_name:
         warnings.warn(
             f"`datasets` and `dataset_name` are both set; `dataset_name: {script.dataset_name}` "
@@ -62,13 +59,40 @@ def load_data(
             NEFTWarning,
             stacklevel=2,
         )
+
+
+def load_splits(
+    script: ScriptArguments, mixture: DatasetMixtureConfig, names: list[str]
+) -> list[Any]:
+    """Splits of the dataset that ``datasets`` or ``dataset_name`` names.
+
+    Args:
+        script: Has ``dataset_name`` and its options.
+        mixture: Has ``datasets``.
+        names: The splits wanted.
+
+    Returns:
+        The splits, in the order of the names.
+
+    Raises:
+        ValueError: If the dataset has no split of that name.
+    """
+    data: Any
     if mixture.datasets:
-        return get_dataset(mixture)
-    if not script.dataset_name:
-        raise ValueError("No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`.")
-    return load_dataset(  # pyright: ignore[reportReturnType]
-        script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming
-    )
+        data = get_dataset(mixture)
+    else:
+        options: dict[str, Any] = {
+            "name": script.dataset_config,
+            "streaming": script.dataset_streaming,
+        }
+        data = load_dataset(str(script.dataset_name), **options)
+    for name in names:
+        if name not in data:
+            raise ValueError(
+                f"The dataset has no split {name!r}; it has {', '.join(map(repr, data))}. Set "
+                "`dataset_train_split` and `dataset_test_split`."
+            )
+    return [data[name] for name in names]
 
 
 def main(
@@ -88,12 +112,15 @@ def main(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neft_plugins").setLevel(logging.INFO)
     training.model_init_kwargs = _model_init_kwargs(training, model)
-    data = load_data(script, mixture)
+    names = [script.dataset_train_split]
+    if training.eval_strategy != "no":
+        names.append(script.dataset_test_split)
+    train, *held_out = load_splits(script, mixture, names)
     trainer = NEFTSFTTrainer(
         model=model.model_name_or_path,
         args=training,
-        train_dataset=data[script.dataset_train_split],
-        eval_dataset=data[script.dataset_test_split] if training.eval_strategy != "no" else None,
+        train_dataset=train,
+        eval_dataset=held_out[0] if held_out else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )

@@ -7,6 +7,7 @@ from trl import SFTTrainer
 
 from neft_plugins.callback import NEFTCallback
 from neft_plugins.config import KEY_KNOBS, NEFTConfig
+from neft_plugins.passes import NOTED
 
 
 class NEFTSFTTrainer(SFTTrainer):
@@ -46,7 +47,7 @@ class NEFTSFTTrainer(SFTTrainer):
         handle = self.neft.handle if self.neft is not None else None
         if handle is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        handle.set_batch(**inputs)
+        handle.set_batch(**{key: value for key, value in inputs.items() if key in NOTED})
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
