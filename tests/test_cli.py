@@ -1,6 +1,7 @@
 """The ``neft`` command, as a user runs it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +27,14 @@ disable_tqdm: true
 report_to: none
 save_strategy: "no"
 """
+# MULTI_GPU is accelerate's name for "by torchrun"; with the recipe's `use_cpu` they are gloo ranks.
 TWO_PROCESSES = """
 compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_CPU
-use_cpu: true
+distributed_type: MULTI_GPU
 num_machines: 1
 num_processes: 2
 machine_rank: 0
+main_process_port: 0
 mixed_precision: "no"
 """
 
@@ -40,7 +42,9 @@ mixed_precision: "no"
 def neft(*arguments: str) -> subprocess.CompletedProcess:
     command = [str(Path(sys.executable).with_name("neft")), *arguments]
     environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 @pytest.fixture
@@ -97,7 +101,11 @@ def test_sft_with_an_accelerate_config_of_two_processes(recipe, tmp_path):
     launch.write_text(TWO_PROCESSES)
     result = neft("sft", "--config", str(recipe), "--accelerate_config", str(launch))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("what this run did") == 1  # the main process alone
+    epochs = re.findall(r"'epoch': '?([\d.]+)", result.stdout)
+    assert float(epochs[0]) == pytest.approx(1 / 63, rel=0.01)  # 500 rows by 2 ranks x 4
+    # The main process alone speaks.
+    assert result.stderr.count("NEFT: alpha 5") == 1
+    assert result.stdout.count("what this run did") == 1
 
 
 @pytest.mark.parametrize(
