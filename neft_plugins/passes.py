@@ -139,6 +139,7 @@ class _Scope:
         self.names = [p.name for p in parameters]
 
     def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the batch, if no module around this one has."""
         passes = self.passes
         if passes.batch is not None and TOKENS & passes.batch.keys():
             return
@@ -156,6 +157,7 @@ class _Scope:
             site.fired = False
 
     def close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget the batch this scope noted; an error if it got no noise."""
         passes = self.passes
         if passes.scope is not self:
             return
