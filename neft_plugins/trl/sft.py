@@ -132,6 +132,9 @@ def main(
     trainer.accelerator.print(f"Model saved to {training.output_dir}")
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    # A barrier first: gloo deadlocks if a rank frees its process group, holding the GIL, while a
+    # worker thread waits for the GIL to free the tensors of the last gather.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -44,6 +44,8 @@ def main(output: Path, accumulation: int) -> None:
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     record = {"noise": [p.noise for p in passes], "ids": [p.ids for p in passes], "losses": losses}
     torch.save(record, output / f"rank{os.environ.get('RANK', '0')}.pt")
+    trainer.accelerator.wait_for_everyone()  # see the end of neft_plugins.trl.sft.main
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
