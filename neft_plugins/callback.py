@@ -26,7 +26,7 @@ class NEFTCallback(TrainerCallback):
     to the logs, writes ``neft_config.json`` beside checkpoints, and detaches when training ends. A
     Trainer does not tell its callbacks when an exception ends it: use ``with NEFTCallback(...) as
     callback:`` around ``train()``, or call ``remove()``, where the model is used afterwards (a new
-    ``train()`` cleans up by itself).
+    ``train()`` with a ``NEFTCallback`` cleans up by itself).
 
     Args:
         config: What noise.
@@ -35,8 +35,7 @@ class NEFTCallback(TrainerCallback):
 
     Raises:
         RuntimeError: When training begins, if noise is on the model already: ours, or the built-in
-        because
-            ``neftune_noise_alpha`` is set in the Trainer's arguments too.
+            because ``neftune_noise_alpha`` is set in the Trainer's arguments too.
         NoNoiseError: In the first optimizer step, if the noise did not reach the model.
     """
 

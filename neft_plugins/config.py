@@ -65,7 +65,7 @@ class NEFTConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.alpha) or self.alpha <= 0:
+        if not schedules.is_number(self.alpha) or self.alpha <= 0:
             raise _error(
                 "`{alpha}` must be a number > 0 (5 to 15 is typical); got {got}. "
                 "Leave it out for no noise.",
@@ -92,12 +92,16 @@ class NEFTConfig:
             )
 
     def _check_numbers(self) -> None:
-        if not _is_number(self.alpha_end) or self.alpha_end < 0:
+        if not schedules.is_number(self.alpha_end) or self.alpha_end < 0:
             raise _error(
                 "`{alpha_end}` must be a number >= 0; got {got}.", got=repr(self.alpha_end)
             )
         warmup = self.warmup_steps
-        if not _is_number(warmup) or warmup < 0 or (warmup >= 1 and not float(warmup).is_integer()):
+        if (
+            not schedules.is_number(warmup)
+            or warmup < 0
+            or (warmup >= 1 and not float(warmup).is_integer())
+        ):
             raise _error(
                 "`{warmup_steps}` must be a number of steps (int >= 0) or a share of training in "
                 "[0, 1); got {got}.",
@@ -257,10 +261,6 @@ _spelling: ContextVar[Mapping[str, str]] = ContextVar("spelling", default=BARE_N
 
 def _error(template: str, **values: str) -> NEFTConfigError:
     return NEFTConfigError(template.format(**_spelling.get(), **values))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_choice(knob: str, value: Any, allowed: Iterable[str]) -> None:

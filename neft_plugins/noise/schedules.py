@@ -31,7 +31,7 @@ def polynomial(alpha: float, alpha_end: float, total_steps: int, *, power: float
     >>> [polynomial(4.0, 0.0, 4, power=2)(t) for t in range(5)]
     [4.0, 2.25, 1.0, 0.25, 0.0]
     """
-    _require(_is_number(power) and power > 0, f"`power` must be a number > 0; got {power!r}")
+    _require(is_number(power) and power > 0, f"`power` must be a number > 0; got {power!r}")
     return lambda step: (
         alpha_end + (alpha - alpha_end) * (1.0 - _progress(step, total_steps)) ** power
     )
@@ -82,7 +82,7 @@ def exponential(
     [8.0, 4.0, 2.0, 1.0]
     """
     _require(
-        _is_number(decay_rate) and 0 < decay_rate <= 1,
+        is_number(decay_rate) and 0 < decay_rate <= 1,
         f"`decay_rate` must be a number in (0, 1]; got {decay_rate!r}",
     )
     length = total_steps if transition_steps is None else transition_steps
@@ -147,14 +147,15 @@ def _progress(step: int, total_steps: int) -> float:
 def _span(name: str, value: float, total_steps: int) -> int:
     """A number of steps (>= 1), or a share of training in (0, 1), as a number of steps."""
     _require(
-        _is_number(value) and (0 < value < 1 or (value >= 1 and float(value).is_integer())),
+        is_number(value) and (0 < value < 1 or (value >= 1 and float(value).is_integer())),
         f"`{name}` must be a number of steps (int >= 1) or a share of training in (0, 1); "
         f"got {value!r}",
     )
     return int(value) if value >= 1 else max(1, math.ceil(value * total_steps))
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a finite int or float; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
