@@ -1,5 +1,8 @@
 """Small models and data, and a record of the noise that reaches the first decoder layer."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,20 @@ def tiny_llama(**config: Any) -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
     return LlamaForCausalLM(LlamaConfig(**sizes | heads | config)).train()
+
+
+def neft(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the ``neft`` command as a user does."""
+    command = [str(Path(sys.executable).with_name("neft")), *arguments]
+    defaults = {"COLUMNS": "160", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command,
+        env={**os.environ, **defaults, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 @dataclass

@@ -1,13 +1,10 @@
 """The ``neft`` command, as a user runs it."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import DATA, MODEL
+from helpers import DATA, MODEL, neft
 
 import neft_plugins
 from neft_plugins.cli.launch import _option_names
@@ -37,14 +34,6 @@ machine_rank: 0
 main_process_port: 0
 mixed_precision: "no"
 """
-
-
-def neft(*arguments: str) -> subprocess.CompletedProcess:
-    command = [str(Path(sys.executable).with_name("neft")), *arguments]
-    environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
 
 
 @pytest.fixture

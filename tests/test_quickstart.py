@@ -6,8 +6,7 @@ import sys
 
 import pytest
 import yaml
-from helpers import REPO
-from test_cli import neft
+from helpers import REPO, neft
 
 FOLDER = REPO / "recipes" / "quickstart"
 

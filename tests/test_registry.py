@@ -1,6 +1,5 @@
 """Names -> variants; and a third party's package, really built and installed."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATA, MODEL
+from helpers import DATA, MODEL, neft
 from reference import Embedder
 
 from neft_plugins import NEFTConfig, attach_neft, registry
@@ -60,24 +59,23 @@ def even(tokens):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """A process environment in which the third party's package is installed."""
+    """What a process environment needs so that the third party's package is installed."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "third_party.py").write_text(MODULE)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
-    return {**os.environ, "PYTHONPATH": str(target), "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
+    return {"PYTHONPATH": str(target)}
 
 
-def neft(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-c", "from neft_plugins.cli import main; main()", *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def printed_by_neft(environment: dict[str, str], *arguments: str) -> str:
+    result = neft(*arguments, **environment)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
 
 
 def test_list_shows_where_each_name_comes_from(environment):
-    listed = neft(environment, "list")
+    listed = printed_by_neft(environment, "list")
     for kind, name, what in [
         ("distribution", "triangular", "Sum of two uniforms, of variance 1/3."),
         ("schedule", "sawtooth", "alpha falls to alpha_end and starts again."),
@@ -109,7 +107,7 @@ bf16: false
 disable_tqdm: true
 report_to: none
 """)
-    printed = neft(environment, "sft", "--config", str(recipe))
+    printed = printed_by_neft(environment, "sft", "--config", str(recipe))
     alphas = re.findall(r"'neft/alpha': '?([\d.]+)", printed)
     assert [float(a) for a in alphas] == [4, 2, 4, 2]
     shares = re.findall(r"'neft/noised_tokens': '?([\d.]+)", printed)
