@@ -13,8 +13,6 @@ from neft_plugins.config import ALPHA_KEY, NEFTConfig
 from neft_plugins.hooks import NEFTHandle, attach_neft, attached_handle
 from neft_plugins.passes import NoNoiseError
 
-logger = logging.getLogger(__name__)
-
 CONFIG_FILE = "neft_config.json"
 """Written beside each checkpoint, so that a run can be told from its output."""
 
@@ -37,7 +35,12 @@ class NEFTCallback(TrainerCallback):
         RuntimeError: When training begins, if noise is on the model already: ours, or the built-in
             because ``neftune_noise_alpha`` is set in the Trainer's arguments too.
         NoNoiseError: In the first optimizer step, if the noise did not reach the model.
+
+    Attributes:
+        logger: Where the line on what will happen goes, at level INFO.
     """
+
+    logger: logging.Logger | logging.LoggerAdapter = logging.getLogger(__name__)
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class NEFTCallback(TrainerCallback):
         )
         self.handle.run = state
         if state.is_world_process_zero:
-            logger.info("NEFT: %s", self.config.describe(state.max_steps))
+            self.logger.info("NEFT: %s", self.config.describe(state.max_steps))
         if args.should_save:
             self.save_config(args.output_dir or ".")
 

@@ -151,22 +151,22 @@ class NEFTConfig:
         """Build the config from ``neftune_noise_alpha`` and ``neft_*`` keys, as YAML has them.
 
         Args:
-            keys: Any mapping; keys that are neither the alpha nor ``neft_*`` are not looked at.
+            keys: Any mapping; keys that do not begin with ``neft`` are not looked at.
                 None, and a knob's default, are the same as leaving it out.
 
         Returns:
             The config, or None where there is no alpha and so no noise.
 
         Raises:
-            NEFTConfigError: For a wrong value, an unknown ``neft_*`` key, or a key without an
+            NEFTConfigError: For a wrong value, an unknown ``neft*`` key, or a key without an
             alpha.
         """
         given = {
             key: value for key, value in keys.items() if key in KEY_KNOBS and value is not None
         }
         for key in keys:
-            if key.startswith(PREFIX) and key not in KEY_KNOBS:
-                known = [name for name in KEY_KNOBS if name.startswith(PREFIX)]
+            if key.startswith("neft") and key not in KEY_KNOBS:
+                known = list(KEY_KNOBS)
                 raise _error(
                     "Unknown key `{key}`; the keys are {known}.{hint}",
                     key=key,

@@ -1,15 +1,15 @@
-"""NEFTPlugin: the noise in Axolotl, by ``neft_*`` keys in its YAML."""
+"""Axolotl: NEFTPlugin, and the keys it reads."""
 
-from axolotl.integrations.base import BasePlugin
+try:
+    from neft_plugins.axolotl.args import NEFTArgs
+    from neft_plugins.axolotl.plugin import NEFTPlugin
+except ImportError as error:
+    if error.name == "axolotl":
+        raise
+    # Axolotl goes on without a plugin whose import fails by an ImportError.
+    raise RuntimeError(
+        f"neft_plugins.NEFTPlugin cannot be loaded: {error}. Repair the installation (pip install "
+        "'neft-plugins[axolotl]'), or remove the plugin and its neft_* keys to train without it."
+    ) from error
 
-
-class NEFTPlugin(BasePlugin):
-    """Not in this version: listing it stops the run, so that no run goes without its noise."""
-
-    def __init__(self) -> None:
-        # Not an ImportError, which Axolotl would swallow.
-        raise RuntimeError(
-            "This version of neft-plugins has no Axolotl plugin yet. Remove "
-            "neft_plugins.NEFTPlugin from `plugins:`; Axolotl's own `neftune_noise_alpha` still "
-            "works without it. For the neft_* keys, train with `neft sft` or NEFTSFTTrainer."
-        )
+__all__ = ["NEFTArgs", "NEFTPlugin"]

@@ -16,7 +16,10 @@ class CleanError(click.ClickException):
     exit_code = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Noise on input embeddings (NEFTune).",
+)
 @click.version_option(__version__, prog_name="neft-plugins")
 def neft() -> None:
     """Noisy-embedding fine-tuning (NEFTune, arXiv 2310.05914)."""

@@ -1,0 +1,45 @@
+"""Which of Axolotl's modes cannot have which noise, and why."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from neft_plugins.config import NEFTConfig, NEFTConfigError
+
+LABEL_RULES = ("response", "prompt")
+
+
+def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
+    """Refuse a run that could not have the noise that was asked for.
+
+    Args:
+        config: What noise.
+        keys: Axolotl's YAML.
+
+    Raises:
+        NEFTConfigError: With the reason and the way out.
+    """
+    for key in ("context_parallel_size", "sequence_parallel_degree"):
+        if int(keys.get(key) or 1) > 1:
+            raise NEFTConfigError(
+                f"`{key}: {keys[key]}` splits each document over ranks, and neft-plugins does not "
+                "yet count L over the shards. Remove it, or remove `neftune_noise_alpha`."
+            )
+    if config.tokens in LABEL_RULES:
+        reason = _keeps_labels(keys)
+        if reason:
+            raise NEFTConfigError(
+                f"`neft_tokens: {config.tokens}` needs labels, but with {reason} Axolotl does not "
+                "give them to the model. Use `neft_tokens: all`."
+            )
+
+
+def _keeps_labels(keys: Mapping[str, Any]) -> str | None:
+    """What in the YAML keeps the labels from the model, if anything."""
+    if keys.get("rl"):
+        return f"`rl: {keys['rl']}`"
+    if keys.get("reward_model"):
+        return "`reward_model: true`"
+    for key in ("kd_trainer", "use_eaft"):
+        if keys.get(key):
+            return f"`{key}: true`"
+    return None

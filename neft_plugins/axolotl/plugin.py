@@ -1,0 +1,45 @@
+"""NEFTPlugin: the noise in Axolotl, by ``neft_*`` keys in its YAML."""
+
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+from transformers import Trainer
+
+from neft_plugins.callback import NEFTCallback
+from neft_plugins.config import ALPHA_KEY, NEFTConfig
+
+# Of other packages' loggers, Axolotl shows warnings only.
+LOG = get_logger("axolotl.neft_plugins")
+
+
+class NEFTPlugin(BasePlugin):
+    """Add noise to the input embeddings in Axolotl's training, in the built-in's place.
+
+    ``plugins: [neft_plugins.NEFTPlugin]`` in the YAML. The keys are those of ``NEFTArgs`` and
+    ``neftune_noise_alpha``; without an alpha, Axolotl trains as it does without the plugin. It
+    works through a ``NEFTCallback`` and needs no trainer class, so it goes with other plugins.
+    """
+
+    def get_input_args(self) -> str:
+        """The class of the keys, by name."""
+        return "neft_plugins.axolotl.NEFTArgs"
+
+    def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
+        """Take the alpha from the built-in hook, so that noise is added once."""
+        return {ALPHA_KEY: None} if self._config(cfg) is not None else None
+
+    def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
+        """Give the trainer the callback, before those that log."""
+        config = self._config(cfg)
+        if config is not None:
+            callback = NEFTCallback(config).add_to(trainer)
+            callback.logger = LOG
+
+    def _config(self, cfg: DictDefault) -> NEFTConfig | None:
+        """What noise; None without an alpha, or where an earlier run in this process listed us."""
+        plugins = PluginManager.get_instance().plugins
+        if not any(plugins.get(name) is self for name in cfg.plugins or []):
+            return None
+        return NEFTConfig.from_keys(cfg)
