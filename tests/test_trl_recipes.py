@@ -40,6 +40,7 @@ REPLACEABLE = {
     *("use_cpu", "device", "attn_implementation", "num_processes", "main_process_port"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "pad_to_multiple_of"),
     *("batch_size", "accumulation"),
+    "model_init_kwargs",  # to ON_CPU_RANKS only
     # What to see and keep
     *("output_dir", "report_to", "logging_steps", "disable_tqdm", "save_strategy"),
 }
@@ -47,6 +48,9 @@ CPU = {"use_cpu": "true"}
 SMALL_BATCHES = {"per_device_train_batch_size": "8", "gradient_accumulation_steps": "2"}
 # Rows wider than their documents, so that L = the row would be seen to be wrong.
 WIDE_ROWS = {"pad_to_multiple_of": "64"}
+# trl 1.9.0 leaves out device_map="auto" on several GPUs only, and ZeRO-3 refuses it.
+ON_CPU_RANKS = '{"device_map": null}'
+CPU_RANKS = str(REPO / "tests" / "cpu_ranks")
 TWO_RANKS = {"num_processes": "2", "main_process_port": "0"}
 
 # Var(eps^2) / E[eps^2]^2 of one coordinate: what the measured RMS may stray by.
@@ -207,10 +211,7 @@ CASES = [
         alpha=constant,
         ranks=2,
         replaced={**SFT, **SMALL_BATCHES, **WIDE_ROWS, **TWO_RANKS},
-        environment={
-            "PYTHONPATH": str(REPO / "tests" / "fsdp_on_cpu"),
-            "ACCELERATE_TORCH_DEVICE": "cpu",
-        },
+        environment={"PYTHONPATH": CPU_RANKS, "ACCELERATE_TORCH_DEVICE": "cpu"},
         leaves=("model.safetensors", "pytorch_model_fsdp.bin", "rng_state_1.pth"),
     ),
     Case(
@@ -221,12 +222,14 @@ CASES = [
         alpha=linear_after_one_step_of_warmup,
         chat_template=RECIPES / "trl" / "chat.jinja",
         ranks=2,
-        replaced={**SFT, **SMALL_BATCHES, **WIDE_ROWS, **TWO_RANKS},
-        environment={
-            "DS_ACCELERATOR": "cpu",
-            # DeepSpeed compiles an operator once; two versions of it must not share the place.
-            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
+        replaced={
+            **SFT,
+            **SMALL_BATCHES,
+            **WIDE_ROWS,
+            **TWO_RANKS,
+            "model_init_kwargs": ON_CPU_RANKS,
         },
+        environment={"PYTHONPATH": CPU_RANKS, "DS_ACCELERATOR": "cpu"},
         needs="deepspeed",
         leaves=(
             "model.safetensors",
@@ -326,6 +329,7 @@ def test_every_recipe_is_run_here():
 def test_only_model_data_and_hardware_are_replaced():
     for case in CASES:
         assert set(case.replaced) <= REPLACEABLE, case
+        assert case.replaced.get("model_init_kwargs", ON_CPU_RANKS) == ON_CPU_RANKS
     assert not any(key.startswith(("neft", "lora", "learning", "lr")) for key in REPLACEABLE)
 
 
