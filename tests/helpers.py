@@ -58,15 +58,22 @@ def recorded_passes(model: nn.Module) -> Iterator[list[Pass]]:
     embedding = model.get_input_embeddings()
     layer = model.get_decoder().layers[0]
     passes: list[Pass] = []
-    ids: list[Tensor] = []
+    lookups: list[tuple[Tensor, bool]] = []
+
+    def note_lookup(module: nn.Module, args: tuple) -> None:
+        lookups.append((args[0], torch.is_grad_enabled()))
 
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-        lookup = nn.functional.embedding(ids[-1], embedding.weight).detach()
-        passes.append(Pass(hidden - lookup, ids[-1], torch.is_grad_enabled(), module.training))
+        if len(passes) == len(lookups):
+            return  # activation checkpointing runs the layer again
+        ids, with_gradients = lookups[-1]
+        with torch.no_grad():  # a checkpoint that holds the layer counts the tensors saved for it
+            hidden = args[0] if args else kwargs["hidden_states"]
+            noise = hidden - nn.functional.embedding(ids, embedding.weight)
+        passes.append(Pass(noise, ids, with_gradients, module.training))
 
     hooks = [
-        embedding.register_forward_pre_hook(lambda module, args: ids.append(args[0])),
+        embedding.register_forward_pre_hook(note_lookup),
         layer.register_forward_pre_hook(note, with_kwargs=True),
     ]
     try:

@@ -118,6 +118,16 @@ def coded_mask(documents: list[Document], extra: int = 3) -> EncodedBatch:
     return EncodedBatch({**arguments, "attention_mask": mask}, places)
 
 
+def axolotl_pretraining(documents: list[Document], extra: int = 3) -> EncodedBatch:
+    """Axolotl's packed rows to pretrain on: padding is one more document, and the mask all ones."""
+    arguments, _, positions, places = _packed(documents)
+    arguments = {k: torch.nn.functional.pad(v, (0, extra), value=PAD) for k, v in arguments.items()}
+    arguments["labels"][0, len(positions) :] = IGNORED
+    positions = torch.tensor([positions + list(range(extra))])
+    mask = torch.ones_like(positions)
+    return EncodedBatch({**arguments, "position_ids": positions, "attention_mask": mask}, places)
+
+
 def trl_padding_free(documents: list[Document], extra: int = 3) -> EncodedBatch:
     """TRL's padding-free rows with ``pad_to_multiple_of``: padding looks like documents of one."""
     arguments, _, positions, places = _packed(documents)
@@ -139,6 +149,7 @@ ENCODINGS: dict[str, Callable[[list[Document]], EncodedBatch]] = {
     "cu_seq_lens": cu_seq_lens,
     "seq_idx": seq_idx,
     "coded mask": coded_mask,
+    "axolotl pretraining": axolotl_pretraining,
     "trl padding-free": trl_padding_free,
 }
 

@@ -26,7 +26,7 @@ class NEFTPlugin(BasePlugin):
         """The class of the keys, by name."""
         return "neft_plugins.axolotl.NEFTArgs"
 
-    def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
+    def get_training_args(self, cfg: DictDefault) -> Any:
         """Take the alpha from the built-in hook, so that noise is added once."""
         return {ALPHA_KEY: None} if self._config(cfg) is not None else None
 

@@ -43,8 +43,9 @@ def find_documents(
     - ``attention_mask`` (B, T) goes from one document's code to the next (Axolotl's 1, 2, 3, ...).
 
     Padding is where ``attention_mask`` is 0, ``seq_idx`` is negative, or ``cu_seq_lens_q`` has
-    ended. Without an ``attention_mask``, a packed document made of padding tokens alone is padding
-    too: that is how TRL fills a padding-free row up to ``pad_to_multiple_of``.
+    ended. A packed document made of padding tokens alone is padding too: so TRL fills a
+    padding-free row up to ``pad_to_multiple_of``, and Axolotl a packed row to pretrain on, which it
+    gives a mask of ones alone.
 
     Args:
         batch: The model's keyword arguments; absent and None entries are the same.
@@ -93,7 +94,7 @@ def find_documents(
     number = starts.flatten().cumsum(0).view(shape) - 1
     documents = Documents(number, real)
     packed = positions is not None or sequence is not None or boundaries is not None
-    if packed and mask is None and pad_token_id is not None:
+    if packed and pad_token_id is not None:
         text = count_tokens(documents, input_ids != pad_token_id)
         documents = Documents(number, real & (text > 0))
     return documents

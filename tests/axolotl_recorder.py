@@ -1,0 +1,67 @@
+"""An Axolotl plugin for the tests: what the model was given, and the noise that reached it."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.collators import V2BatchSamplerDataCollatorForSeq2Seq
+from helpers import recorded_passes
+
+GIVEN = ("attention_mask", "position_ids", "labels")
+
+
+class RecorderPlugin(BasePlugin):
+    """Writes ``passes.pt`` and ``log.json`` into the output folder when training ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        self.given: list[dict[str, Any]] = []
+
+    def post_trainer_create(self, cfg, trainer) -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self.trainer, self.model = trainer, model
+        self.passes = self.stack.enter_context(recorded_passes(model))
+        hook = model.register_forward_pre_hook(self.note, with_kwargs=True)
+        self.stack.callback(hook.remove)
+
+    def note(self, module, args, kwargs) -> None:
+        self.hooks_in_training = count_hooks(module)
+        self.given.append({key: kwargs[key] for key in GIVEN if kwargs.get(key) is not None})
+
+    def post_train(self, cfg, model) -> None:
+        if "trainer" not in self.__dict__:  # Axolotl calls this twice
+            return
+        self.stack.close()
+        passes = [
+            {**vars(each), "given": given}
+            for each, given in zip(self.passes, self.given, strict=True)
+        ]
+        torch.save(passes, Path(cfg.output_dir) / "passes.pt")
+        log = {
+            "history": self.trainer.state.log_history,
+            "hooks_in_training": self.hooks_in_training,
+            "hooks_left": count_hooks(self.model),
+            "trainer": type(self.trainer).__name__,
+        }
+        (Path(cfg.output_dir) / "log.json").write_text(json.dumps(log, default=str))
+        del self.trainer
+
+
+class SquashingRecorder(RecorderPlugin):
+    """With the collator that numbers documents in the mask, and positions over the whole row."""
+
+    def get_collator_cls_and_kwargs(self, cfg, is_eval=False):
+        return V2BatchSamplerDataCollatorForSeq2Seq, {"squash_position_ids": True}
+
+
+def count_hooks(model) -> int:
+    """Our hooks on a model and its modules."""
+    modules = list(model.modules())
+    hooks = [
+        h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    return sum(hook.__module__.startswith("neft_plugins") for hook in hooks)

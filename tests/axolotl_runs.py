@@ -1,0 +1,107 @@
+"""Axolotl runs for the tests: each in a process of its own, forked after the slow imports."""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import yaml
+from helpers import MODEL, Pass
+
+TESTS = str(Path(__file__).parent)
+PLUGIN = "neft_plugins.NEFTPlugin"
+RECORDER = "axolotl_recorder.RecorderPlugin"
+BASE = {
+    "base_model": MODEL,
+    "sequence_len": 128,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 2,
+    "learning_rate": 1e-3,
+    "optimizer": "adamw_torch",
+    "lr_scheduler": "constant",
+    "bf16": False,
+    "tf32": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "dataset_num_proc": 1,
+    "seed": 7,
+    "plugins": [PLUGIN, RECORDER],
+}
+# The server that forks the runs looks for what it is to import along this path alone.
+_PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))}
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["axolotl_runs_preload"])
+
+
+@dataclass
+class Run:
+    """What a run of Axolotl did."""
+
+    exit_code: int
+    printed: str
+    output: Path
+
+    @property
+    def passes(self) -> list[Any]:
+        """Every forward pass, as `helpers.Pass` with the model's arguments as `given`."""
+        assert self.exit_code == 0, self.printed[-6000:]
+        return [RecordedPass(**each) for each in torch.load(self.output / "passes.pt")]
+
+    @property
+    def log(self) -> dict[str, Any]:
+        assert self.exit_code == 0, self.printed[-6000:]
+        return json.loads((self.output / "log.json").read_text())
+
+
+@dataclass
+class RecordedPass(Pass):
+    given: dict[str, Any]
+
+
+def run_axolotl(folder: Path, command: str = "train", **keys: Any) -> Run:
+    """``axolotl COMMAND`` on a config of a tiny Llama, with these keys beside ``BASE``.
+
+    Args:
+        folder: Where the config, the log and the output go; a second run there finds the first's.
+        command: train, preprocess or evaluate.
+        **keys: Axolotl's YAML; None takes a key of ``BASE`` away.
+    """
+    paths = {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "prepared")}
+    config = {key: value for key, value in (BASE | paths | keys).items() if value is not None}
+    path, log = folder / "config.yaml", folder / "log.txt"
+    path.write_text(yaml.safe_dump(config))
+    child = _forks.Process(target=_run, args=(command, str(path), str(log)))
+    with mock.patch.dict(os.environ, _PATH):
+        child.start()
+    child.join(240)
+    if child.is_alive():
+        child.kill()
+        raise TimeoutError(log.read_text()[-6000:])
+    return Run(child.exitcode or 0, log.read_text(), folder / "out")
+
+
+def _run(command: str, config: str, log: str) -> None:
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for target in (1, 2):
+        os.dup2(stream, target)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for _ in range(2))
+    multiprocessing.set_start_method("fork", force=True)  # as in a run of its own, not this one's
+    sys.argv = ["axolotl"]
+    os.chdir(Path(config).parent)
+    from importlib import import_module
+
+    from axolotl.logging_config import configure_logging
+
+    configure_logging()
+    try:
+        import_module(f"axolotl.cli.{command}").do_cli(config)
+    except BaseException:
+        traceback.print_exc()
+        raise

@@ -1,0 +1,17 @@
+"""Imported once by the server that forks Axolotl's runs."""
+
+import os
+
+os.environ |= {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import axolotl.cli.evaluate
+import axolotl.cli.preprocess
+import axolotl.cli.train
+import axolotl.core.builders
+import axolotl.train  # noqa: F401

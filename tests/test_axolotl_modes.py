@@ -1,0 +1,332 @@
+"""The noise in each of Axolotl's ways to fine-tune: real runs, the equation at every token.
+
+Rademacher noise has one size, so a token's noise is alpha / sqrt(3 n d) in every coordinate, for
+the n tokens of its document. Documents are read from the text here (each begins with BOS, padding
+is PAD), and not from what the model is told of them.
+"""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import MODEL
+from safetensors.torch import load_file
+
+pytest.importorskip("axolotl")
+
+from axolotl_runs import PLUGIN, run_axolotl
+
+BOS, PAD = 0, 2
+ALPHA = 5.0
+NOISE = {"neftune_noise_alpha": ALPHA, "neft_distribution": "rademacher"}
+PROMPTED = {"field_instruction": "prompt", "field_output": "completion", "format": "{instruction}"}
+WORDS = ["the river", "an old mill", "a red kite", "the fox and the owl", "snow"]
+QLORA = {
+    "adapter": "qlora",
+    "load_in_4bit": True,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
+    "lora_embedding_kernel": False,
+}
+LORA = {**QLORA, "adapter": "lora", "load_in_4bit": None}
+PACKED = {"sample_packing": True, "sequence_len": 128, "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prompts and completions of many lengths."""
+    rows = [
+        {"prompt": f"Tell of {WORDS[i % 5]}.\n", "completion": " and".join(WORDS[: i % 4 + 1])}
+        for i in range(48)
+    ]
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return {"datasets": [{"path": str(path), "ds_type": "json", "type": PROMPTED}]}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Plain texts of many lengths, to pretrain on."""
+    lines = [{"text": " and".join((WORDS * 2)[: i % 7 + 1])} for i in range(60)]
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    source = {"path": "json", "data_files": [str(path)], "text_column": "text", "type": "pretrain"}
+    return {"pretraining_dataset": [source]}
+
+
+def documents_of(ids):
+    """(B, T): the number of each token's document, and which tokens are real, from the text."""
+    return (ids == BOS).flatten().cumsum(0).view(ids.shape), ids != PAD
+
+
+def check_noise(step, alpha=ALPHA, tokens="all", length="sequence"):
+    """Every coordinate of every token has the size that the equation gives it."""
+    number, real = documents_of(step.ids)
+    labels = step.given.get("labels")
+    rule = {
+        "all": lambda: real,
+        "response": lambda: labels != -100,
+        "prompt": lambda: real & (labels == -100),
+    }
+    noised = rule[tokens]() & real
+    counted = noised if length == "noised" else real
+    hidden_size = step.noise.shape[-1]
+    expected = torch.zeros(step.ids.shape)
+    for document in number.unique():
+        inside = number == document
+        count = int((inside & counted).sum())
+        expected[inside & noised] = alpha / math.sqrt(3 * max(count, 1) * hidden_size)
+    assert noised.any()
+    rounding = 0.5 * torch.finfo(step.noise.dtype).eps  # of a sum under 1
+    torch.testing.assert_close(
+        step.noise.float().abs(),
+        expected.unsqueeze(-1).expand(step.noise.shape),
+        rtol=1e-3,
+        atol=rounding,
+    )
+    return number, real
+
+
+MODES = {
+    "full": {},
+    "full, padded to sequence_len": {"pad_to_sequence_len": True},
+    "full, not padded to a multiple": {"pad_to_sequence_len": False},
+    "full, accumulated": {"gradient_accumulation_steps": 2},
+    "full, checkpointed": {"gradient_checkpointing": True},
+    "full, checkpointed, not reentrant": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "full, grouped by length": {"group_by_length": True},
+    "lora": LORA,
+    "lora, checkpointed": {**LORA, "gradient_checkpointing": True},
+    "lora, embeddings saved": {**LORA, "lora_modules_to_save": ["embed_tokens", "lm_head"]},
+    "lora, 8 bit": {**LORA, "load_in_8bit": True},
+    "qlora": QLORA,
+    "qlora, checkpointed": {**QLORA, "gradient_checkpointing": True},
+    "packed": PACKED,
+    "packed, sdpa": {**PACKED, "attn_implementation": "sdpa"},
+    "packed, eager": {**PACKED, "attn_implementation": "eager"},
+    "packed, real batches": {**PACKED, "multipack_real_batches": True},
+    "packed, one row": {**PACKED, "multipack_real_batches": False},
+    "packed, sdpa, one row": {
+        **PACKED,
+        "attn_implementation": "sdpa",
+        "multipack_real_batches": False,
+    },
+    "packed, sdpa, padded": {
+        **PACKED,
+        "attn_implementation": "sdpa",
+        "pad_to_sequence_len": True,
+    },
+    "packed, sequentially": {**PACKED, "sample_packing_sequentially": True},
+    "packed lora": {**LORA, **PACKED},
+    "packed qlora": {**QLORA, **PACKED, "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("tokens", ["all", "response"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_token_has_the_noise_of_its_document(tmp_path, data, mode, tokens):
+    run = run_axolotl(tmp_path, **data, **NOISE, neft_tokens=tokens, **MODES[mode])
+    passes = run.passes
+    assert len(passes) >= 2
+    for step in passes:
+        assert step.with_gradients
+        number, _ = check_noise(step, tokens=tokens)
+        if "packed" in mode:
+            assert len(number.unique()) > len(step.ids) + 1  # or nothing was packed
+    assert run.log["hooks_in_training"] > 0
+    assert run.log["hooks_left"] == 0
+
+
+@pytest.mark.parametrize("train_on_inputs", [True, False])
+@pytest.mark.parametrize("packing", [{}, PACKED, {**PACKED, "attn_implementation": "sdpa"}])
+def test_what_is_trained_on_gets_the_noise(tmp_path, data, packing, train_on_inputs):
+    keys = {"neft_tokens": "response", "train_on_inputs": train_on_inputs, **packing}
+    for step in run_axolotl(tmp_path, **data, **NOISE, **keys).passes:
+        check_noise(step, tokens="response")
+        _, real = documents_of(step.ids)
+        noised = step.noise.abs().amax(-1) > 0
+        assert bool((noised == real).all()) == train_on_inputs
+
+
+@pytest.mark.parametrize("packing", [{}, PACKED], ids=["padded", "packed"])
+@pytest.mark.parametrize("keys", [{"tokens": "prompt"}, {"tokens": "response", "length": "noised"}])
+def test_other_tokens_and_lengths(tmp_path, data, packing, keys):
+    given = {f"neft_{key}": value for key, value in keys.items()}
+    for step in run_axolotl(tmp_path, **data, **NOISE, **given, **packing).passes:
+        check_noise(step, **keys)
+
+
+def test_documents_coded_in_the_attention_mask_with_squashed_positions(tmp_path, data):
+    plugins = [PLUGIN, "axolotl_recorder.SquashingRecorder"]
+    run = run_axolotl(tmp_path, **data, **NOISE, **PACKED, plugins=plugins)
+    for step in run.passes:
+        check_noise(step)
+        assert step.given["attention_mask"].max() > 3
+        positions, (_, real) = step.given["position_ids"], documents_of(step.ids)
+        assert (positions == torch.arange(positions.shape[1]))[real].all()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"micro_batch_size": 1},
+        {"pretraining_sample_concatenation": False},
+        {"sample_packing": True, "pretrain_multipack_attn": True},
+        {"sample_packing": True, "pretrain_multipack_attn": True, "attn_implementation": "sdpa"},
+    ],
+    ids=str,
+)
+def test_pretraining(tmp_path, text, keys):
+    run = run_axolotl(tmp_path, **text, **NOISE, **keys)
+    for step in run.passes:
+        number, _ = check_noise(step)
+        assert ("sample_packing" in keys) == (len(number.unique()) > len(step.ids) + 1)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"pretraining_sample_concatenation": True},
+        {"sample_packing": True, "pretrain_multipack_attn": False},
+    ],
+    ids=str,
+)
+def test_pretraining_on_rows_that_are_one_text_to_the_model(tmp_path, text, keys):
+    """The model is told of no documents and attends across them: a row is one document."""
+    for step in run_axolotl(tmp_path, **text, **NOISE, **keys).passes:
+        real = step.given["attention_mask"] != 0
+        for row, mask in zip(step.noise, real, strict=True):
+            expected = ALPHA / math.sqrt(3 * int(mask.sum()) * row.shape[-1])
+            torch.testing.assert_close(
+                row.abs()[mask], torch.full_like(row[mask], expected), rtol=1e-3, atol=1e-6
+            )
+            assert not row[~mask].any()
+
+
+def test_no_noise_in_evaluation(tmp_path, data):
+    keys = {"val_set_size": 0.2, "eval_steps": 1, "sequence_len": 64}
+    passes = run_axolotl(tmp_path, **data, **NOISE, **keys).passes
+    assert {step.training for step in passes} == {True, False}
+    for step in passes:
+        assert step.noisy == step.training
+
+
+@pytest.mark.parametrize("packing", [{}, {**PACKED, "attn_implementation": "sdpa"}])
+def test_torch_compile(tmp_path, data, packing):
+    plugins = [PLUGIN, "axolotl_recorder.RecorderPlugin"]
+    run = run_axolotl(tmp_path, **data, **NOISE, **packing, torch_compile=True, plugins=plugins)
+    for step in run.passes:
+        check_noise(step)
+
+
+def test_the_pad_token_is_the_tokenizers_where_the_model_has_none(tmp_path, data):
+    """sdpa drops the attention mask of a packed row: only the token tells the padding."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "config.json").read_text())
+    assert config.pop("pad_token_id") == PAD
+    (model / "config.json").write_text(json.dumps(config))
+    keys = {**PACKED, "attn_implementation": "sdpa", "pad_to_sequence_len": True}
+    passes = run_axolotl(tmp_path, **data, **NOISE, **keys, base_model=str(model)).passes
+    assert any((step.ids == PAD).any() for step in passes)
+    for step in passes:
+        assert "attention_mask" not in step.given
+        check_noise(step)
+
+
+# What a run is, beside the noise.
+
+
+def test_with_the_plugin_and_no_alpha_nothing_changes(tmp_path, data):
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    plugins = [["axolotl_recorder.RecorderPlugin"], [PLUGIN, "axolotl_recorder.RecorderPlugin"]]
+    runs = []
+    for folder, listed in zip((without, with_it), plugins, strict=True):
+        folder.mkdir()
+        runs.append(run_axolotl(folder, **data, plugins=listed))
+    without, with_it = runs
+    assert with_it.log["hooks_in_training"] == 0
+    assert "NEFT:" not in with_it.printed
+    for ours, theirs in zip(with_it.passes, without.passes, strict=True):
+        assert not ours.noisy
+        assert (ours.ids == theirs.ids).all()
+    losses = [[line["loss"] for line in run.log["history"] if "loss" in line] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_the_built_in_is_replaced_and_one_line_says_by_what(tmp_path, data):
+    keys = {**NOISE, "neft_schedule": "cosine", "neft_tokens": "response", "max_steps": 4}
+    run = run_axolotl(tmp_path, **data, **keys)
+    line = "NEFT: alpha 5 -> 0 cosine over 4 steps, rademacher, response tokens, L = sequence"
+    assert run.printed.count(line) == 1
+    assert run.printed.count("NEFT:") == 1
+    alphas = [ALPHA * (1 + math.cos(math.pi * t / 4)) / 2 for t in range(4)]
+    for step, alpha in zip(run.passes, alphas, strict=True):
+        check_noise(step, alpha=alpha, tokens="response")
+    history = [entry for entry in run.log["history"] if "loss" in entry]
+    for entry, alpha in zip(history, alphas, strict=True):
+        assert entry["neft/alpha"] == pytest.approx(alpha)
+
+
+def test_the_built_in_alone_is_what_runs_without_the_plugins_line(tmp_path, data):
+    """Axolotl drops the keys in silence; docs/axolotl.md warns of it."""
+    run = run_axolotl(
+        tmp_path,
+        **data,
+        **NOISE,
+        neft_tokens="response",
+        sequence_len=128,
+        pad_to_sequence_len=True,
+        plugins=["axolotl_recorder.RecorderPlugin"],
+    )
+    assert "neft_tokens" not in run.printed
+    assert run.log["hooks_in_training"] == 0
+    for step in run.passes:
+        size = ALPHA / math.sqrt(128 * step.noise.shape[-1])
+        assert step.noise.abs().max() == pytest.approx(size, rel=0.01)  # uniform, on padding too
+        assert step.noise[step.ids == PAD].abs().max() > 0.9 * size
+
+
+@pytest.mark.parametrize("packing", [{}, {**PACKED, "curriculum_sampling": True}])
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, auto, packing):
+    """Without `curriculum_sampling`, Axolotl packs other rows after it resumes, noise or no noise:
+    its sampler draws the order from the global generator whenever it is asked for its length.
+    """
+    steps = {"max_steps": 4, "neft_schedule": "linear", "save_strategy": None, "save_steps": 2}
+    keys = {**data, **NOISE, **packing, **steps, "neft_distribution": "gaussian"}
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir()
+    halves.mkdir()
+    uninterrupted = run_axolotl(whole, **keys)
+    assert run_axolotl(halves, **keys).exit_code == 0
+    shutil.rmtree(halves / "out" / "checkpoint-4")
+    for file in (halves / "out").glob("*.safetensors"):
+        file.unlink()
+    resume = (
+        {"auto_resume_from_checkpoints": True}
+        if auto
+        else {"resume_from_checkpoint": str(halves / "out" / "checkpoint-2")}
+    )
+    resumed = run_axolotl(halves, **keys, **resume)
+    assert len(resumed.passes) == 2
+    for ours, theirs in zip(resumed.passes, uninterrupted.passes[2:], strict=True):
+        assert (ours.ids == theirs.ids).all()
+        assert ours.noisy
+        assert torch.equal(ours.noise, theirs.noise)
+    weights = [load_file(run.output / "model.safetensors") for run in (resumed, uninterrupted)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+    record = json.loads((resumed.output / "neft_config.json").read_text())
+    assert record["schedule"] == "linear"
