@@ -7,10 +7,10 @@ import os
 
 
 def _shard_on_gloo() -> None:
-    """Tell accelerate that its gloo ranks are GPUs; ``ACCELERATE_TORCH_DEVICE`` says where they are.
+    """Tell accelerate that its gloo ranks are GPUs.
 
-    accelerate shards for kinds of accelerators only: on CPU ranks it ignores its FSDP config and
-    copies the whole model to each.
+    It shards for kinds of accelerators only: on CPU ranks it ignores its FSDP config and copies the
+    whole model to each. Their device is then what ``ACCELERATE_TORCH_DEVICE`` says.
     """
     import torch
     from accelerate import PartialState
