@@ -25,12 +25,20 @@ class RecorderPlugin(BasePlugin):
         model = trainer.accelerator.unwrap_model(trainer.model)
         self.trainer, self.model = trainer, model
         self.passes = self.stack.enter_context(recorded_passes(model))
-        hook = model.register_forward_pre_hook(self.note, with_kwargs=True)
-        self.stack.callback(hook.remove)
+        # PEFT calls its base model's `forward`, and `generate` calls the base model itself.
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        for module in {model, inner}:
+            hook = module.register_forward_pre_hook(self.note_arguments, with_kwargs=True)
+            self.stack.callback(hook.remove)
+        embedding = model.get_input_embeddings()
+        self.stack.callback(embedding.register_forward_pre_hook(self.note_pass).remove)
 
-    def note(self, module, args, kwargs) -> None:
-        self.hooks_in_training = count_hooks(module)
-        self.given.append({key: kwargs[key] for key in GIVEN if kwargs.get(key) is not None})
+    def note_arguments(self, module, args, kwargs) -> None:
+        self.arguments = {key: kwargs[key] for key in GIVEN if kwargs.get(key) is not None}
+
+    def note_pass(self, module, args) -> None:
+        self.hooks_in_training = count_hooks(self.model)
+        self.given.append(self.arguments)
 
     def post_train(self, cfg, model) -> None:
         if "trainer" not in self.__dict__:  # Axolotl calls this twice
@@ -65,3 +73,17 @@ def count_hooks(model) -> int:
         h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
     ]
     return sum(hook.__module__.startswith("neft_plugins") for hook in hooks)
+
+
+def prompts_only(cfg, **kwargs):
+    """A prompt strategy for GRPO, as users write one."""
+
+    def transform(example, tokenizer=None):
+        return {"prompt": example["prompt"]}
+
+    return transform
+
+
+def reward_length(prompts, completions, **kwargs):
+    """A reward for GRPO, as users write one."""
+    return [float(len(text)) for text in completions]
