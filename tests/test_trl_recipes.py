@@ -322,10 +322,12 @@ def test_the_header_says_what_the_recipe_is_and_how_it_is_run(path):
         assert "2310.05914" in parts[""] + parts["Settings"]
 
 
-def test_every_recipe_is_run_here():
+def test_every_recipe_is_run_here_and_is_in_the_readme():
     run = {case.recipe for case in CASES} | {case.header for case in CASES if case.header}
     here = {path.relative_to(RECIPES).as_posix() for path in files()}
     assert here == run | NOT_RUN_AS_A_CASE
+    table = (RECIPES / "README.md").read_text()
+    assert [name for name in sorted(here) if f"({name})" not in table] == []
 
 
 def test_only_model_data_and_hardware_are_replaced():
