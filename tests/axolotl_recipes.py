@@ -20,23 +20,31 @@ RECIPES = REPO / "recipes" / "axolotl"
 STEPS = 5
 D = 64
 ROWS = 160
-WORDS = 30  # of a reply
-# With Gemma's 26 other tokens, 32 documents fill a row. Axolotl packs Gemma 3 without an attention
-# mask, so nothing tells padding from a document, and padding gets noise too.
-GEMMA_WORDS = 38
 
-# alpha at each of the STEPS steps, as the recipe's header says it; not by our schedules.
+
+@dataclass(frozen=True)
+class Promise:
+    """The noise that a recipe's header says, written down apart from the recipe and our code."""
+
+    alphas: list[float]  # at each of the STEPS steps
+    distribution: str = "uniform"
+    tokens: str = "all"
+    scale: str = "absolute"
+
+
+CONSTANT = [5.0] * STEPS
 COSINE = [2.5 * (1 + math.cos(math.pi * t / STEPS)) for t in range(STEPS)]
-ALPHAS = {
-    "gemma-3-4b-qlora-constant.yaml": [5.0] * STEPS,
-    "llama-2-7b-full-paper.yaml": [5.0] * STEPS,
-    "llama-3.1-70b-qlora-zero3-linear.yaml": [15.0, 12.0, 9.0, 6.0, 3.0],
-    "llama-3.1-8b-full-zero3-cosine.yaml": COSINE,
-    "llama-3.2-1b-qlora-cosine.yaml": COSINE,
-    # The warm-up is one step, 5 % rounded up; the line falls over the other four.
-    "mistral-7b-qlora-relative.yaml": [0.0, 0.1, 0.08, 0.06, 0.04],
-    "qwen3-4b-dpo-qlora-constant.yaml": [5.0] * STEPS,
-    "qwen3-4b-qlora-gaussian-response.yaml": [5.0] * STEPS,
+# The warm-up is one step, 5 % rounded up; the line falls over the other four.
+WARMED_UP = [0.0, 0.1, 0.08, 0.06, 0.04]
+PROMISES = {
+    "gemma-3-4b-qlora-constant.yaml": Promise(CONSTANT),
+    "llama-2-7b-full-paper.yaml": Promise(CONSTANT),
+    "llama-3.1-70b-qlora-zero3-linear.yaml": Promise([15.0, 12.0, 9.0, 6.0, 3.0]),
+    "llama-3.1-8b-full-zero3-cosine.yaml": Promise(COSINE),
+    "llama-3.2-1b-qlora-cosine.yaml": Promise(COSINE),
+    "mistral-7b-qlora-relative.yaml": Promise(WARMED_UP, scale="relative"),
+    "qwen3-4b-dpo-qlora-constant.yaml": Promise(CONSTANT),
+    "qwen3-4b-qlora-gaussian-response.yaml": Promise(CONSTANT, "gaussian", "response"),
 }
 
 # All that a run here replaces; every other key of the recipe stays as it is.
@@ -94,7 +102,6 @@ class Run:
     @property
     def steps(self) -> list[dict[str, float]]:
         """The log of each optimizer step, from the last checkpoint's state."""
-        assert self.exit_code == 0, self.printed[-6000:]
         states = (self.folder / "out").glob("checkpoint-*/trainer_state.json")
         last = max(states, key=lambda path: int(path.parent.name.split("-")[1]))
         history = json.loads(last.read_text())["log_history"]
@@ -122,7 +129,7 @@ def run_recipe(name: str, folder: Path, ranks: int = 1) -> Run:
     recipe = read(name)
     family = next(key for key in SPECIAL if name.startswith(key))
     tokenizer = make_tokenizer(family, folder / "model")
-    make_model(family, len(tokenizer), folder / "model")
+    make_model(family, tokenizer, folder / "model")
     make_data(recipe, tokenizer, folder / "data.jsonl")
     config = recipe | {
         "base_model": str(folder / "model"),
@@ -187,7 +194,7 @@ def make_tokenizer(family: str, folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def make_model(family: str, vocabulary: int, folder: Path) -> None:
+def make_model(family: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A randomly initialised model of the recipe's own architecture."""
     from transformers import (
         Gemma3Config,
@@ -201,7 +208,7 @@ def make_model(family: str, vocabulary: int, folder: Path) -> None:
     )
 
     torch.manual_seed(0)
-    text = SIZES | {"vocab_size": vocabulary}
+    text = SIZES | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if family == "gemma-3":
         vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
         vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -235,10 +242,8 @@ def make_data(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase, path: 
     def text(first: str, length: int) -> str:
         return " ".join([first, *draw.sample(sorted(words), length)])
 
-    reply = GEMMA_WORDS if "gemma" in recipe["base_model"] else WORDS
-
     def chat(roles: tuple[str, str], who: str, what: str) -> list[dict[str, str]]:
-        said = (text("Write", 6), text("Once", reply))
+        said = (text("Write", 6), text("Once", 30))
         return [{who: role, what: each} for role, each in zip(roles, said, strict=True)]
 
     def row() -> dict[str, Any]:
@@ -248,40 +253,44 @@ def make_data(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase, path: 
             return {"prompt": chosen[0]["content"], "chosen": chosen, "rejected": rejected}
         if recipe["datasets"][0]["type"] == "chat_template":
             return {"conversations": chat(("human", "gpt"), "from", "value")}
-        return {"instruction": text("Write", 6), "input": "", "output": text("Once", reply)}
+        return {"instruction": text("Write", 6), "input": "", "output": text("Once", 30)}
 
     path.write_text("".join(json.dumps(row()) + "\n" for _ in range(ROWS)))
 
 
-def check_noise(run: Run, alphas: list[float]) -> None:
+def check_noise(run: Run, promise: Promise) -> None:
     """The noise in the run's logs is that of the recipe's header, and only hardware was replaced.
 
     Args:
         run: A run of ``STEPS`` steps.
-        alphas: alpha at each of them.
+        promise: What noise.
     """
+    assert run.exit_code == 0, run.printed[-6000:]
     recipe, config = run.recipe, run.config
     replaced = {key for key in recipe | config if recipe.get(key) != config.get(key)}
     assert replaced <= REPLACEABLE
     for given, used in zip(recipe["datasets"], config["datasets"], strict=True):
         assert {key for key in given | used if given.get(key) != used.get(key)} <= DATASET_KEYS
     length, trained = document_length(run)
-    share = trained / length if recipe.get("neft_tokens") == "response" else 1.0
+    share = trained / length if promise.tokens == "response" else 1.0
     factor = D**0.5 if "gemma" in recipe["base_model"] else 1.0
     assert len(run.steps) == STEPS
     if recipe.get("sample_packing"):  # two rows in each step: one after the other, or on two ranks
         assert run.steps[0]["tokens/total"] == 2 * recipe["sequence_len"]
-    for step, alpha in zip(run.steps, alphas, strict=True):
-        assert step["neft/alpha"] == pytest.approx(alpha, rel=1e-6)
+    record = json.loads((run.folder / "out" / "neft_config.json").read_text())
+    for knob in ("distribution", "tokens", "scale"):
+        assert record[knob] == getattr(promise, knob), record
+    for step, alpha in zip(run.steps, promise.alphas, strict=True):
+        assert step["neft/alpha"] == pytest.approx(alpha, rel=1e-6), step
         if alpha == 0:
             assert step.get("neft/noise_rms", 0) == 0
             continue
-        assert step["neft/noised_tokens"] == pytest.approx(share, rel=1e-6)
-        if recipe.get("neft_scale") == "relative":
-            assert step["neft/noise_to_signal"] == pytest.approx(alpha, rel=0.01)
+        assert step["neft/noised_tokens"] == pytest.approx(share, rel=1e-6), step
+        if promise.scale == "relative":
+            assert step["neft/noise_to_signal"] == pytest.approx(alpha, rel=0.01), step
         else:
             rms = factor * alpha / (3 * length * D) ** 0.5
-            assert step["neft/noise_rms"] == pytest.approx(rms, rel=0.01)
+            assert step["neft/noise_rms"] == pytest.approx(rms, rel=0.01), (rms, step)
 
 
 def document_length(run: Run) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import yaml
-from axolotl_recipes import ALPHAS, RECIPES, REPLACEABLE, check_noise, read, run_recipe
+from axolotl_recipes import PROMISES, RECIPES, REPLACEABLE, check_noise, read, run_recipe
 from helpers import REPO
 
 from neft_plugins import NEFTConfig
@@ -20,7 +20,7 @@ NAMES = sorted(path.name for path in RECIPES.iterdir())
 
 
 def test_every_recipe_is_run():
-    assert sorted(ALPHAS) == NAMES
+    assert sorted(PROMISES) == NAMES
 
 
 def test_what_a_run_replaces_is_no_key_of_the_noise_or_the_method():
@@ -96,4 +96,4 @@ def test_axolotl_takes_the_recipe_as_it_is_on_gpus(name):
 @needs_axolotl
 @pytest.mark.parametrize("name", [name for name in NAMES if "zero3" not in name])
 def test_the_recipe_trains_with_the_noise_it_promises(name, tmp_path):
-    check_noise(run_recipe(name, tmp_path), ALPHAS[name])
+    check_noise(run_recipe(name, tmp_path), PROMISES[name])
