@@ -8,10 +8,11 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRITON_INTERPRET": "1",
 }
 
 import axolotl.cli.evaluate
 import axolotl.cli.preprocess
 import axolotl.cli.train
-import axolotl.core.builders
+import axolotl.core.trainers  # and not the arguments, to which plugins add before they load
 import axolotl.train  # noqa: F401

@@ -35,11 +35,7 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
 
 def _keeps_labels(keys: Mapping[str, Any]) -> str | None:
     """What in the YAML keeps the labels from the model, if anything."""
-    if keys.get("rl"):
-        return f"`rl: {keys['rl']}`"
-    if keys.get("reward_model"):
-        return "`reward_model: true`"
-    for key in ("kd_trainer", "use_eaft"):
+    for key in ("rl", "reward_model", "kd_trainer", "use_eaft"):
         if keys.get(key):
-            return f"`{key}: true`"
+            return f"`{key}: {str(keys[key]).lower()}`"
     return None

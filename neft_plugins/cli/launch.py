@@ -3,6 +3,7 @@
 import subprocess
 
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from neft_plugins.config import NEFTConfig
@@ -44,6 +45,8 @@ def launch_sft(arguments: list[str]) -> int:
         launch_command(launch_command_parser().parse_args(launch_arguments))
     except subprocess.CalledProcessError as error:
         return error.returncode
+    except ChildFailedError as error:  # of several ranks; torchrun has said which one failed
+        return error.get_first_failure()[1].exitcode
     return 0
 
 
