@@ -65,19 +65,22 @@ class RecordedPass(Pass):
     given: dict[str, Any]
 
 
-def run_axolotl(folder: Path, command: str = "train", **keys: Any) -> Run:
+def run_axolotl(
+    folder: Path, command: str = "train", options: dict[str, Any] | None = None, **keys: Any
+) -> Run:
     """``axolotl COMMAND`` on a config of a tiny Llama, with these keys beside ``BASE``.
 
     Args:
         folder: Where the config, the log and the output go; a second run there finds the first's.
         command: train, preprocess or evaluate.
+        options: What the command line sets.
         **keys: Axolotl's YAML; None takes a key of ``BASE`` away.
     """
     paths = {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "prepared")}
     config = {key: value for key, value in (BASE | paths | keys).items() if value is not None}
     path, log = folder / "config.yaml", folder / "log.txt"
     path.write_text(yaml.safe_dump(config))
-    child = _forks.Process(target=_run, args=(command, str(path), str(log)))
+    child = _forks.Process(target=_run, args=(command, str(path), str(log), options or {}))
     with mock.patch.dict(os.environ, _PATH):
         child.start()
     child.join(240)
@@ -87,7 +90,7 @@ def run_axolotl(folder: Path, command: str = "train", **keys: Any) -> Run:
     return Run(child.exitcode or 0, log.read_text(), folder / "out")
 
 
-def _run(command: str, config: str, log: str) -> None:
+def _run(command: str, config: str, log: str, options: dict[str, Any]) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for target in (1, 2):
         os.dup2(stream, target)
@@ -101,7 +104,7 @@ def _run(command: str, config: str, log: str) -> None:
 
     configure_logging()
     try:
-        import_module(f"axolotl.cli.{command}").do_cli(config)
+        import_module(f"axolotl.cli.{command}").do_cli(config, **options)
     except BaseException:
         traceback.print_exc()
         raise

@@ -97,6 +97,16 @@ def test_sft_with_an_accelerate_config_of_two_processes(recipe, tmp_path):
     assert result.stdout.count("what this run did") == 1
 
 
+def test_a_rank_that_fails_is_told_once(recipe, tmp_path):
+    launch = tmp_path / "two.yaml"
+    launch.write_text(TWO_PROCESSES)
+    nowhere = ("--model_name_or_path", str(tmp_path / "nowhere"))
+    result = neft("sft", "--config", str(recipe), "--accelerate_config", str(launch), *nowhere)
+    assert result.returncode == 1
+    assert str(tmp_path / "nowhere") in result.stderr
+    assert "launch_sft" not in result.stderr  # no traceback of the launcher's
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

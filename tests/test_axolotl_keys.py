@@ -1,0 +1,158 @@
+"""The keys in an Axolotl YAML: refused before a model is loaded, by every command alike."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl_runs import PLUGIN, run_axolotl
+from test_axolotl_modes import data as data
+
+from neft_plugins.axolotl import NEFTArgs
+from neft_plugins.config import KEY_KNOBS
+
+ON = {"neftune_noise_alpha": 5}
+NO_ALPHA = (
+    "is set but `neftune_noise_alpha` is not, so there would be no noise. Set "
+    "`neftune_noise_alpha` (5 to 15 is typical)."
+)
+# What the YAML says -> what the user reads.
+REFUSED = [
+    ({"neftune_noise_alpha": 0}, "`neftune_noise_alpha` must be a number > 0"),
+    ({"neftune_noise_alpha": -5}, "must be a number > 0 (5 to 15 is typical); got -5"),
+    ({"neftune_noise_alpha": "five"}, "must be a number > 0 (5 to 15 is typical); got 'five'"),
+    ({"neftune_noise_alpha": True}, "must be a number > 0 (5 to 15 is typical); got True"),
+    (
+        {**ON, "neft_distribution": "gausian"},
+        "`neft_distribution` must be one of 'gaussian', 'rademacher', 'uniform'; got 'gausian'. "
+        "Did you mean 'gaussian'?",
+    ),
+    ({**ON, "neft_schedule": "cosin"}, "Did you mean 'cosine'?"),
+    ({**ON, "neft_schedule": 3}, "`neft_schedule` must be one of"),
+    ({**ON, "neft_schedule_args": [2]}, "`neft_schedule_args` must be a mapping"),
+    (
+        {**ON, "neft_schedule": "polynomial", "neft_schedule_args": {"powr": 2}},
+        "`neft_schedule_args` of 'polynomial' may be 'power'; got 'powr'. Did you mean 'power'?",
+    ),
+    ({**ON, "neft_alpha_end": -1}, "`neft_alpha_end` must be a number >= 0; got -1"),
+    ({**ON, "neft_alpha_end": "low"}, "`neft_alpha_end` must be a number >= 0; got 'low'"),
+    (
+        {**ON, "neft_warmup_steps": 1.5},
+        "`neft_warmup_steps` must be a number of steps (int >= 0) or a share of training in "
+        "[0, 1); got 1.5.",
+    ),
+    ({**ON, "neft_tokens": "answer"}, "`neft_tokens` must be one of 'all', 'prompt', 'response'"),
+    ({**ON, "neft_length": "document"}, "`neft_length` must be one of"),
+    ({**ON, "neft_scale": "rms"}, "`neft_scale` must be one of 'absolute', 'relative'"),
+    (
+        {**ON, "neft_scale": "relative", "neft_length": "row"},
+        "`neft_length` is not used with `neft_scale: relative`",
+    ),
+    ({**ON, "neft_seed": 1.5}, "`neft_seed` must be an int or unset; got 1.5"),
+    ({**ON, "neft_schedul": "linear"}, "Unknown key `neft_schedul`"),
+    ({**ON, "neft_noise": 3}, "Unknown key `neft_noise`"),
+    ({"neftune_noise_alfa": 5}, "Did you mean 'neftune_noise_alpha'?"),
+    ({"neft_schedule": "cosine"}, f"`neft_schedule` {NO_ALPHA}"),
+    ({"neft_tokens": "response"}, f"`neft_tokens` {NO_ALPHA}"),
+    (
+        {**ON, "context_parallel_size": 2},
+        "`context_parallel_size: 2` splits each document over ranks",
+    ),
+    ({**ON, "neft_tokens": "response", "use_eaft": True}, "with `use_eaft: true` Axolotl does not"),
+]
+
+
+def refuses(run, message):
+    assert run.exit_code != 0
+    assert message in run.printed
+    assert "1 validation error" in run.printed  # and none of pydantic's own beside it
+    assert not run.output.exists()  # before a model is loaded
+    assert "Loading weights" not in run.printed
+
+
+@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=lambda value: str(value)[:60])
+def test_a_wrong_key_stops_training_at_validation(tmp_path, data, keys, message):
+    refuses(run_axolotl(tmp_path, **data, **keys, plugins=[PLUGIN]), message)
+
+
+@pytest.mark.parametrize("command", ["preprocess", "evaluate"])
+def test_the_other_commands_refuse_alike(tmp_path, data, command):
+    keys, message = {**ON, "neft_distribution": "gausian"}, "Did you mean 'gaussian'?"
+    refuses(run_axolotl(tmp_path, command, **data, **keys, plugins=[PLUGIN]), message)
+
+
+@pytest.mark.parametrize("command", ["preprocess", "evaluate"])
+def test_the_other_commands_take_what_is_right(tmp_path, data, command):
+    keys = {**ON, "neft_schedule": "cosine", "neft_tokens": "response", "val_set_size": 0.2}
+    run = run_axolotl(tmp_path, command, **data, **keys, plugins=[PLUGIN])
+    assert run.exit_code == 0, run.printed[-3000:]
+    assert "NEFT:" not in run.printed  # nothing is trained, so nothing is noised
+
+
+@pytest.mark.parametrize(
+    ("keys", "described"),
+    [
+        ({"neftune_noise_alpha": "1e1"}, "alpha 10 constant"),  # YAML reads 1e1 as text
+        ({**ON, "neft_schedule": "linear", "neft_alpha_end": "1e0"}, "alpha 5 -> 1 linear"),
+        ({"noisy_embedding_alpha": 5, "neft_distribution": "gaussian"}, "gaussian"),
+        ({**ON, "neft_schedule": "polynomial", "neft_schedule_args": {"power": 3}}, "polynomial"),
+        ({**ON, "neft_warmup_steps": 0.5}, "warm-up 0.5 of training"),
+        ({**ON, "neft_scale": "relative"}, "relative to each embedding's RMS"),
+    ],
+    ids=str,
+)
+def test_what_is_right_trains(tmp_path, data, keys, described):
+    run = run_axolotl(tmp_path, **data, **keys, plugins=[PLUGIN])
+    assert run.exit_code == 0, run.printed[-3000:]
+    line = next(line for line in run.printed.splitlines() if "NEFT:" in line)
+    assert described in line
+
+
+def test_the_command_line_of_axolotl_sets_alpha(tmp_path, data):
+    run = run_axolotl(tmp_path, **data, plugins=[PLUGIN], neft_schedule="linear", options=ON)
+    assert "NEFT: alpha 5 -> 0 linear over 2 steps" in run.printed
+
+
+def test_every_key_is_an_argument_with_a_description():
+    arguments = NEFTArgs.model_fields
+    assert {*arguments, "neftune_noise_alpha"} == set(KEY_KNOBS)
+    for name, field in arguments.items():
+        assert field.default is None, name
+        assert field.json_schema_extra["description"], name
+
+
+# `axolotl neft`.
+
+
+def axolotl(*arguments):
+    command = [str(Path(sys.executable).with_name("axolotl")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_axolotl_neft_is_the_neft_command():
+    (entry_point,) = [e for e in entry_points(group="axolotl.cli_commands") if e.name == "neft"]
+    (script,) = [e for e in entry_points(group="console_scripts") if e.name == "neft"]
+    assert entry_point.value.startswith("neft_plugins.cli")
+    assert script.value.startswith("neft_plugins.cli")
+    listed = axolotl("neft", "list")
+    assert listed.returncode == 0, listed.stderr
+    for name in ("rademacher", "polynomial", "response"):
+        assert name in listed.stdout
+    assert "neft" in axolotl("--help").stdout
+    wrong = axolotl("neft", "lst")
+    assert wrong.returncode == 2
+    assert "No such command 'lst'" in wrong.stderr
+
+
+def test_axolotls_help_stays_fast():
+    """What its help imports of ours loads no torch and no host."""
+    code = "import neft_plugins.cli.commands, sys; print([h for h in %r if h in sys.modules])"
+    heavy = ("torch", "transformers", "trl", "accelerate", "peft", "axolotl", "datasets")
+    result = subprocess.run(
+        [sys.executable, "-c", code % (heavy,)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
