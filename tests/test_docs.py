@@ -7,6 +7,7 @@ on the Hub are replaced by tiny ones; nothing else is.
 
 import ast
 import functools
+import importlib.util
 import inspect
 import itertools
 import json
@@ -36,9 +37,16 @@ PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
 VARIANTS = DOCS / "writing_a_variant.md"
 LANGUAGES = {"python", "yaml", "toml", "json", "console", "bash", "text", "setup"}
 OTHER_COMMANDS = {
-    *("accelerate", "axolotl", "cd", "git", "pip", "pytest", "python", "python3"),
-    *("tensorboard", "torchrun", "tox"),
-    *("tox", "trl", "uv"),
+    *("accelerate", "axolotl", "cd", "git", "grep", "pip", "pytest", "python", "python3"),
+    *("tensorboard", "torchrun", "tox", "trl", "uv"),
+}
+# What Axolotl cannot do without; a page may show the noise alone.
+AXOLOTL = {
+    "base_model": MODEL,
+    "datasets": [{"path": DATA, "type": "alpaca"}],
+    "learning_rate": 1e-4,
+    "micro_batch_size": 1,
+    "num_epochs": 1,
 }
 HUB_MODEL = re.compile(r"(?<=[\"'])(?:Qwen|HuggingFaceTB|google|meta-llama)/[\w.-]+(?=[\"'])")
 HUB_DATASET = re.compile(r"(?<=[\"'])trl-lib/[\w.-]+(?=[\"'])")
@@ -171,16 +179,33 @@ def run_block(page: Path, block: Block, names: dict[str, Any]) -> None:
 
 
 def check_yaml(text: str) -> None:
-    """Noise keys, or a whole config of ``neft sft``, whose every key must be known."""
+    """Noise keys, or a config of ``neft sft`` or of Axolotl, whose every key must be known."""
     keys = yaml.safe_load(text)
     assert NEFTConfig.from_keys(keys) is not None, "no noise"
-    if keys.keys() <= KEY_KNOBS.keys() or "plugins" in keys:
+    if keys.keys() <= KEY_KNOBS.keys():
+        return
+    if any(str(plugin).endswith(".NEFTPlugin") for plugin in keys.get("plugins", [])):
+        check_axolotl(keys)
         return
     from neft_plugins.trl.sft import make_parser
 
     Path("page.yaml").write_text(text)
     _, training, *_ = make_parser().parse_args_and_config(["--config", "page.yaml"])
     assert training.neft_config() == NEFTConfig.from_keys(keys)
+
+
+def check_axolotl(keys: dict[str, Any]) -> None:
+    """Axolotl's own validation, where it is installed; what it drops in silence is an error."""
+    if importlib.util.find_spec("axolotl") is None:
+        return
+    from axolotl.cli.config import prepare_plugins
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    config = DictDefault(AXOLOTL | keys)
+    prepare_plugins(config)
+    dropped = keys.keys() - validate_config(config).keys()
+    assert not dropped, f"Axolotl does not know {dropped}"
 
 
 def check_json(text: str) -> None:
@@ -207,7 +232,12 @@ def check_command(command: str) -> None:
         words = words[1:]
     program = Path(words[0]).name
     assert program in OTHER_COMMANDS | {"neft"}, f"unknown command {program!r}"
-    if program == "neft":
+    for word in words[1:]:
+        if word.startswith(("recipes/", "tests/")):
+            assert (REPO / word).exists(), f"{word} is not there"
+    if words[:2] == ["axolotl", "neft"]:
+        words = words[1:]
+    if Path(words[0]).name == "neft":
         run_neft(words[1:])
 
 
@@ -445,7 +475,10 @@ class Module:
             return [(None,)]
         texts = []
         for inner in own_nodes(self.functions[name]):
-            if isinstance(inner, ast.Return) and inner.value is not None:
+            if isinstance(inner, ast.Return) and ast.unparse(inner) not in (
+                "return",
+                "return None",
+            ):
                 is_error = isinstance(inner.value, ast.Call)
                 value = inner.value.args[0] if is_error else inner.value
                 texts += self.read(value, self.functions[name])
@@ -510,6 +543,11 @@ def test_every_message_of_the_documentation_is_in_the_source() -> None:
 
 # The tests of these tests
 
+NEFT_IN_AXOLOTL = "plugins: [neft_plugins.NEFTPlugin]\nneftune_noise_alpha: 5\n"
+AXOLOTL_ONLY = pytest.mark.skipif(
+    importlib.util.find_spec("axolotl") is None, reason="needs axolotl"
+)
+
 
 @pytest.mark.parametrize(
     ("source", "texts"),
@@ -518,6 +556,11 @@ def test_every_message_of_the_documentation_is_in_the_source() -> None:
         ("def f(x):\n    raise _error('wrong_`{b}`', b=x)\ndef _error(t): ...", ["wrong_`.*`"]),
         ("def f(x):\n    g(x, 'said_by_f')\ndef g(x, m):\n    raise E(m)", ["said_by_f"]),
         ("def f():\n    raise E(g(1))\ndef g(x):\n    return f'from_g_{x}'", ["from_g_.*"]),
+        (
+            "def f():\n    m = g(1)\n    raise E(f'from_{m}')\n"
+            "def g(x):\n    if x:\n        return 'g'\n    return None",
+            ["from_g"],
+        ),
         ("def f():\n    raise g(1)\ndef g(x):\n    return E(f'from_g_{x}')", ["from_g_.*"]),
         ("def f():\n    m = 'wrong:{a}'\n    m = m.format(a=1)\n    raise E(m)", ["wrong:.*"]),
         (
@@ -539,12 +582,19 @@ def test_messages_are_read(source: str, texts: list[str]) -> None:
         ("yaml", "neftune_noise_alpha: 5\nneft_schedul: linear", "Unknown key"),
         ("yaml", "neftune_noise_alpha: 5\nlerning_rate: 1", "lerning_rate"),
         ("yaml", "learning_rate: 1", "no noise"),
+        ("yaml", f"{NEFT_IN_AXOLOTL}neft_tokens: al", "Did you mean 'all'"),
+        pytest.param(
+            "yaml", f"{NEFT_IN_AXOLOTL}lerning_rate: 1", "lerning_rate", marks=AXOLOTL_ONLY
+        ),
+        pytest.param("yaml", f"{NEFT_IN_AXOLOTL}adapter: qlra", "qlra", marks=AXOLOTL_ONLY),
         ("json", '{"neft_plugins_version": "1", "alpha": 5}', ""),
         ("console", "$ neft sfft", "No such command"),
         ("console", "$ neft sft --lerning_rate 1", "lerning_rate"),
         ("console", "$ neft sft --config recipes/nowhere.yaml", "nowhere"),
         ("console", "$ neft list --all", "No such option"),
         ("console", "$ nft list", "unknown command 'nft'"),
+        ("console", "$ axolotl neft lst", "No such command"),
+        ("console", "$ axolotl train recipes/nowhere.yaml", "nowhere"),
         ("perl", "", "unknown language"),
     ],
 )
