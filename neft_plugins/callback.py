@@ -89,6 +89,7 @@ class NEFTCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: Any = None,
+        processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
         """Attach the noise, in place of what an interrupted run may have left."""
@@ -103,6 +104,7 @@ class NEFTCallback(TrainerCallback):
                 "CUDA_VISIBLE_DEVICES=0."
             )
         rank, world_size = data_parallel_place(args)
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.handle = attach_neft(
             model,
             self.config,
@@ -110,6 +112,7 @@ class NEFTCallback(TrainerCallback):
             data_rank=rank,
             data_world_size=world_size,
             seed=args.seed,
+            pad_token_id=getattr(tokenizer, "pad_token_id", None),
             **self._options,
         )
         self.handle.run = state

@@ -24,6 +24,7 @@ def attach_neft(
     data_rank: int | None = None,
     data_world_size: int | None = None,
     seed: int | None = None,
+    pad_token_id: int | None = None,
 ) -> "NEFTHandle":
     """Add noise to a model's input embeddings in every training forward pass, until removed.
 
@@ -37,6 +38,8 @@ def attach_neft(
         data_rank: This process's data-parallel rank; unset, that of ``torch.distributed``, if any.
         data_world_size: Number of data-parallel ranks; likewise.
         seed: Seed where the config has none; unset, ``torch.initial_seed()``.
+        pad_token_id: The tokenizer's padding token, by which packed rows without an
+            ``attention_mask`` show their padding; unset, that of the model's config.
 
     Returns:
         The handle: a context manager, on which ``set_step`` is called for every micro-batch.
@@ -54,7 +57,8 @@ def attach_neft(
     _refuse_second_noise(model)
     rank, world_size = _place_among_ranks(data_rank, data_world_size)
     seed = next(s for s in (config.seed, seed, torch.initial_seed()) if s is not None)
-    sites = [NoiseSite(model, where, config, alone=len(found) == 1) for where in found]
+    alone = len(found) == 1
+    sites = [NoiseSite(model, where, config, alone, pad_token_id) for where in found]
     return NEFTHandle(model, config, sites, total_steps, seed, rank, world_size)
 
 

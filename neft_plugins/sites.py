@@ -27,10 +27,16 @@ class NoiseSite:
         embedding: Where the noise is added.
         config: What noise.
         alone: Whether it is the model's only site.
+        pad_token_id: The tokenizer's padding token; unset, the model's.
     """
 
     def __init__(
-        self, model: nn.Module, embedding: InputEmbedding, config: NEFTConfig, alone: bool = True
+        self,
+        model: nn.Module,
+        embedding: InputEmbedding,
+        config: NEFTConfig,
+        alone: bool = True,
+        pad_token_id: int | None = None,
     ) -> None:
         self.embedding = embedding
         self.config = config
@@ -43,7 +49,8 @@ class NoiseSite:
         self._rule = registry.load("tokens", config.tokens)
         self._scaler = finder.lookup_scaler(embedding.module)
         self._placeholders = finder.placeholder_ids(model)
-        self._pad_token_id = finder.pad_token_id(model)
+        models_own = finder.pad_token_id(model)
+        self._pad_token_id = models_own if pad_token_id is None else pad_token_id
         self._model_name = type(model).__name__
         self._alone = alone
         registry.load("distribution", config.distribution)

@@ -75,11 +75,11 @@ def count_hooks(model) -> int:
     return sum(hook.__module__.startswith("neft_plugins") for hook in hooks)
 
 
-def prompts_only(cfg, **kwargs):
-    """A prompt strategy for GRPO, as users write one."""
+def rows_as_they_are(cfg, **kwargs):
+    """A prompt strategy for online RL, as users write one."""
 
     def transform(example, tokenizer=None):
-        return {"prompt": example["prompt"]}
+        return dict(example)
 
     return transform
 

@@ -35,6 +35,7 @@ QLORA = {
     "lora_embedding_kernel": False,
 }
 LORA = {**QLORA, "adapter": "lora", "load_in_4bit": None}
+LISA = {"lisa_layers_attribute": "model.layers"}
 PACKED = {"sample_packing": True, "sequence_len": 128, "max_steps": 2}
 
 
@@ -48,6 +49,12 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return {"datasets": [{"path": str(path), "ds_type": "json", "type": PROMPTED}]}
+
+
+def streamed(data):
+    """The same rows, as Axolotl streams a local file."""
+    (source,) = data["datasets"]
+    return {"datasets": [{"path": "json", "data_files": [source["path"]], "type": PROMPTED}]}
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +133,25 @@ MODES = {
         "pad_to_sequence_len": True,
     },
     "packed, sequentially": {**PACKED, "sample_packing_sequentially": True},
+    "full, lisa": {"lisa_n_layers": 1, "lisa_step_interval": 1, **LISA},
+    "relora": {**LORA, "relora": True, "jagged_restart_steps": 2, "max_steps": 4},
+    "streaming": {"streaming": True},
+    "streaming, packed": {**PACKED, "streaming": True},
     "packed lora": {**LORA, **PACKED},
     "packed qlora": {**QLORA, **PACKED, "gradient_checkpointing": True},
 }
 
 
-@pytest.mark.parametrize("tokens", ["all", "response"])
-@pytest.mark.parametrize("mode", MODES)
+RESPONSE = ["full", "lora", "qlora", "packed", "packed, sdpa", "packed, one row", "packed qlora"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "tokens"),
+    [(mode, "all") for mode in MODES] + [(mode, "response") for mode in RESPONSE],
+)
 def test_every_token_has_the_noise_of_its_document(tmp_path, data, mode, tokens):
-    run = run_axolotl(tmp_path, **data, **NOISE, neft_tokens=tokens, **MODES[mode])
+    rows = streamed(data) if mode == "streaming, packed" else data
+    run = run_axolotl(tmp_path, **rows, **NOISE, neft_tokens=tokens, **MODES[mode])
     passes = run.passes
     assert len(passes) >= 2
     for step in passes:
@@ -213,8 +230,9 @@ def test_pretraining_on_rows_that_are_one_text_to_the_model(tmp_path, text, keys
             assert not row[~mask].any()
 
 
-def test_no_noise_in_evaluation(tmp_path, data):
-    keys = {"val_set_size": 0.2, "eval_steps": 1, "sequence_len": 64}
+@pytest.mark.parametrize("packing", [{}, {**PACKED, "eval_sample_packing": True}], ids=str)
+def test_no_noise_in_evaluation(tmp_path, data, packing):
+    keys = {"val_set_size": 0.3, "eval_steps": 1, **packing}
     passes = run_axolotl(tmp_path, **data, **NOISE, **keys).passes
     assert {step.training for step in passes} == {True, False}
     for step in passes:
@@ -229,13 +247,14 @@ def test_torch_compile(tmp_path, data, packing):
         check_noise(step)
 
 
-def test_the_pad_token_is_the_tokenizers_where_the_model_has_none(tmp_path, data):
+@pytest.mark.parametrize("models_own", [None, 9])
+def test_the_pad_token_is_the_tokenizers(tmp_path, data, models_own):
     """sdpa drops the attention mask of a packed row: only the token tells the padding."""
     model = tmp_path / "model"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "config.json").read_text())
-    assert config.pop("pad_token_id") == PAD
-    (model / "config.json").write_text(json.dumps(config))
+    assert config["pad_token_id"] == PAD
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": models_own}))
     keys = {**PACKED, "attn_implementation": "sdpa", "pad_to_sequence_len": True}
     passes = run_axolotl(tmp_path, **data, **NOISE, **keys, base_model=str(model)).passes
     assert any((step.ids == PAD).any() for step in passes)

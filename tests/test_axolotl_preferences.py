@@ -59,6 +59,7 @@ ROWS = {
         for i in range(24)
     ],
     "prompts": [{"prompt": PROMPTS[i % 5]} for i in range(24)],
+    "answered": [{"prompt": PROMPTS[i % 5], "ground_truth": completion(i)} for i in range(24)],
 }
 PAIRS = {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"}
 LABELLED = {"field_prompt": "prompt", "field_completion": "completion", "field_label": "label"}
@@ -72,6 +73,12 @@ GRPO = {
         "reward_funcs": ["axolotl_recorder.reward_length"],
         "beta": 0.1,
     },
+}
+EBFT = {
+    "rl": "ebft",
+    "micro_batch_size": 4,
+    "ebft": {"mode": "structured"},
+    "trl": {"num_generations": 4, "max_completion_length": 6, "use_vllm": False},
 }
 SIMPO = {"rl_beta": 0.1, "simpo_gamma": 0.5}
 # name -> the rows, how Axolotl reads them, the keys.
@@ -89,8 +96,11 @@ MODES = {
     "orpo": ("conversations", "chat_template.argilla", {"rl": "orpo"}),
     "simpo": ("pairs", PAIRS, {"rl": "simpo", **SIMPO}),
     "cpo, lora": ("pairs", PAIRS, {"rl": "simpo", **SIMPO, "cpo_alpha": 1.0, **LORA}),
-    "grpo": ("prompts", "axolotl_recorder.prompts_only", GRPO),
-    "grpo, lora": ("prompts", "axolotl_recorder.prompts_only", {**GRPO, **LORA}),
+    "grpo": ("prompts", "axolotl_recorder.rows_as_they_are", GRPO),
+    "grpo, lora": ("prompts", "axolotl_recorder.rows_as_they_are", {**GRPO, **LORA}),
+    "gdpo": ("prompts", "axolotl_recorder.rows_as_they_are", {**GRPO, "rl": "gdpo"}),
+    "ebft": ("answered", "axolotl_recorder.rows_as_they_are", EBFT),
+    "ebft, lora": ("answered", "axolotl_recorder.rows_as_they_are", {**EBFT, **LORA}),
     "reward model": (
         "judged",
         "bradley_terry.chat_template",
@@ -144,7 +154,7 @@ def test_the_policy_is_trained_with_noise_and_all_else_is_without(run_mode, mode
         )
     for step in run.passes:
         assert step.noisy == step.with_gradients
-    if "grpo" in mode:
+    if mode.startswith(("grpo", "gdpo", "ebft")):
         assert len(run.passes) > 2 * len(trained)  # generation, token by token
     entry = next(entry for entry in run.log["history"] if "loss" in entry)
     assert entry["neft/alpha"] == ALPHA

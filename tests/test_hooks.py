@@ -442,3 +442,13 @@ def test_gpt2_and_its_position_embeddings(batch):
     with attach_neft(model, CONFIG) as neft:
         model(**batch)
         assert neft.metrics()["neft/noised_tokens"] == 1.0
+
+
+@pytest.mark.parametrize(("models_own", "given"), [(9, 0), (None, 0), (0, None)])
+def test_padding_of_packed_rows_is_told_by_the_tokenizers_token(models_own, given):
+    model = Embedder(8).train()
+    model.config.pad_token_id = models_own
+    ids, positions = torch.tensor([[5, 6, 5, 0, 0]]), torch.tensor([[0, 1, 0, 0, 1]])
+    with attach_neft(model, CONFIG, pad_token_id=given):
+        noise = model(ids, position_ids=positions)
+    assert (noise.abs().amax(-1) > 0).tolist() == [[True, True, True, False, False]]
