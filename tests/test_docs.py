@@ -389,6 +389,21 @@ def test_the_table_of_keys_in_the_readme_has_every_key() -> None:
         assert any(f"`{key}`" in cell for cell in cells), key
 
 
+# Measurements
+
+
+@pytest.mark.parametrize("name", ["alpaca", "quickstart"])
+def test_the_noise_that_is_quoted_was_measured(name: str) -> None:
+    path = REPO / "tests" / "benchmarks" / "results" / f"packing_noise_{name}.json"
+    quoted = table_rows(DOCS / "axolotl.md")
+    for one in json.loads(path.read_text())["results"]:
+        widths = " to ".join(map(str, sorted(set(one["row_width"]))))
+        low, high = one["ratio_5_to_95_percent"]
+        ratios = [f"{one['ratio_mean']:.3f}", f"{one['ratio_sd']:.3f}", f"{low:.3f} to {high:.3f}"]
+        row = [one["rows"], widths, one["noise"], *ratios, f"{one['closed_form_mean']:.3f}"]
+        assert row in quoted, row
+
+
 # Messages
 
 Template = tuple[str | None, ...]  # constant parts of a message; None is what varies
