@@ -37,7 +37,7 @@ PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
 VARIANTS = DOCS / "writing_a_variant.md"
 LANGUAGES = {"python", "yaml", "toml", "json", "console", "bash", "text", "setup"}
 OTHER_COMMANDS = {
-    *("accelerate", "axolotl", "cd", "git", "grep", "pip", "pytest", "python", "python3"),
+    *("accelerate", "axolotl", "cd", "git", "pip", "pytest", "python", "python3"),
     *("tensorboard", "torchrun", "tox", "trl", "uv"),
 }
 # What Axolotl cannot do without; a page may show the noise alone.

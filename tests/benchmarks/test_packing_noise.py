@@ -15,7 +15,8 @@ SCRIPT = Path(__file__).with_name("packing_noise.py")
 
 def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_path):
     out = tmp_path / "results.json"
-    options = ["--rows", "padded", "--rows", "packed", "--documents", "8", "--json", str(out)]
+    options = ["--rows", "padded", "--rows", "packed", "--documents", "16"]
+    options += ["--sequence-len", "256", "--json", str(out)]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *options],
         env=os.environ | {"COLUMNS": "140"},
@@ -24,7 +25,7 @@ def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_pat
         check=False,
         timeout=500,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads(out.read_text())["results"]
     assert [(one["rows"], one["noise"]) for one in results] == [
         ("padded", "built-in"),
@@ -33,7 +34,7 @@ def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_pat
         ("packed", "plugin"),
     ]
     for one in results:
-        assert one["documents"] == 8
+        assert one["documents"] == 16
         assert one["largest_gap"] < 0.03  # of one document; five standard errors of 6000 draws
         assert one["ratio_mean"] == pytest.approx(one["closed_form_mean"], rel=0.01)
         assert f"{one['ratio_mean']:.3f}" in done.stdout
@@ -42,4 +43,4 @@ def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_pat
         else:
             share = (one["tokens_per_document"] / one["row_width"][0]) ** 0.5
             assert one["ratio_mean"] == pytest.approx(share, rel=0.03)
-            assert (one["ratio_mean"] < 0.5) == (one["rows"] == "packed")
+            assert (one["ratio_mean"] < 0.6) == (one["rows"] == "packed")
