@@ -91,7 +91,7 @@ class NEFTHandle:
         self._seed, self._rank, self._world_size = seed, data_rank, data_world_size
         self._sites = sites
         self._sums: Tensor | None = None
-        self._told = False
+        self._told = self._told_of_nothing = False
         self._passes = ForwardPasses(type(model).__name__, sites)
         self._passes.owner = self
         self.set_step(0)  # before the hooks: what is wrong with a schedule is said without any
@@ -158,6 +158,7 @@ class NEFTHandle:
         if self._sums is not None:
             stats = meter.summarise(self._sums, self._sites[0].hidden_size)
             self._sums = None
+            self._tell_if_nothing_was_noised(stats)
             self._tell_if_rounded_away(stats)
             logs |= {f"neft/{name}": value for name, value in stats._asdict().items()}
         return logs
@@ -189,6 +190,19 @@ class NEFTHandle:
             if site.sums is not None:
                 self._sums = site.sums if self._sums is None else self._sums + site.sums
                 site.sums = None
+
+    def _tell_if_nothing_was_noised(self, stats: meter.NoiseStats) -> None:
+        """Once: a batch or two without such a token is normal, a whole run of them is not."""
+        if self._told_of_nothing or stats.noised_tokens > 0 or self.alpha == 0:
+            return
+        self._told_of_nothing = True
+        warnings.warn(
+            f"No token got noise since the last log: `tokens: {self.config.tokens}` chose none. If "
+            "`neft/noised_tokens` stays 0, training is without noise; then check which tokens are "
+            "trained on (labels != -100), or use `tokens: all`.",
+            NEFTWarning,
+            stacklevel=3,
+        )
 
     def _tell_if_rounded_away(self, stats: meter.NoiseStats) -> None:
         """Once, and not for the small alphas at the end of a decay."""

@@ -62,6 +62,10 @@ REFUSED = [
         {**ON, "context_parallel_size": 2},
         "`context_parallel_size: 2` splits each document over ranks",
     ),
+    (
+        {**ON, "neft_tokens": "prompt", "train_on_inputs": True},
+        "`neft_tokens: prompt` chooses no token with `train_on_inputs`",
+    ),
     ({**ON, "neft_tokens": "response", "use_eaft": True}, "with `use_eaft: true` Axolotl does not"),
 ]
 

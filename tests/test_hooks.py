@@ -452,3 +452,22 @@ def test_padding_of_packed_rows_is_told_by_the_tokenizers_token(models_own, give
     with attach_neft(model, CONFIG, pad_token_id=given):
         noise = model(ids, position_ids=positions)
     assert (noise.abs().amax(-1) > 0).tolist() == [[True, True, True, False, False]]
+
+
+def test_a_rule_that_chooses_no_token_is_told_once(model, batch):
+    """As `prompt` where every token is trained on; a batch in which the rule chooses some is not."""
+    everything = {**batch, "labels": batch["input_ids"]}
+    with attach_neft(model, NEFTConfig(alpha=5.0, tokens="prompt")) as neft:
+        neft.set_step(0)
+        model(**batch)
+        neft.set_step(0, 1)
+        model(**everything)
+        assert neft.metrics()["neft/noised_tokens"] > 0
+        neft.set_step(1)
+        model(**everything)
+        with pytest.warns(NEFTWarning, match="`tokens: prompt` chose none") as told:
+            neft.metrics()
+        neft.set_step(2)
+        model(**everything)
+        assert neft.metrics()["neft/noised_tokens"] == 0
+    assert len(told) == 1

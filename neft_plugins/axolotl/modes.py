@@ -19,7 +19,8 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
         NEFTConfigError: With the reason and the way out.
     """
     for key in ("context_parallel_size", "sequence_parallel_degree"):
-        if int(keys.get(key) or 1) > 1:
+        ranks = keys.get(key)
+        if isinstance(ranks, int) and ranks > 1:  # what is no number, Axolotl refuses itself
             raise NEFTConfigError(
                 f"`{key}: {keys[key]}` splits each document over ranks, and neft-plugins does not "
                 "yet count L over the shards. Remove it, or remove `neftune_noise_alpha`."
@@ -31,6 +32,13 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
                 f"`neft_tokens: {config.tokens}` needs labels, but with {reason} Axolotl does not "
                 "give them to the model. Use `neft_tokens: all`."
             )
+    if config.tokens == "prompt":
+        for key in ("train_on_inputs", "pretraining_dataset"):
+            if keys.get(key):
+                raise NEFTConfigError(
+                    f"`neft_tokens: prompt` chooses no token with `{key}`, which trains on every "
+                    "token, so there would be no noise. Use `neft_tokens: all`."
+                )
 
 
 def _keeps_labels(keys: Mapping[str, Any]) -> str | None:
