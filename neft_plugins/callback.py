@@ -208,7 +208,18 @@ def data_parallel_place(args: TrainingArguments) -> tuple[int, int]:
 
     Returns:
         (data_rank, data_world_size).
+
+    Raises:
+        ValueError: With context or sequence parallelism.
     """
     parallelism = getattr(args, "parallelism_config", None)
+    for size in ("cp_size", "sp_size"):
+        ranks = getattr(parallelism, size, 1) or 1
+        if ranks > 1:
+            raise ValueError(
+                f"`{size}` is {ranks}: each rank holds a part of every document, and neft-plugins "
+                "does not yet count L over the parts. Train without context or sequence "
+                f"parallelism, or without `{ALPHA_KEY}`."
+            )
     tensor_parallel = getattr(parallelism, "tp_size", 1) or 1
     return args.process_index // tensor_parallel, args.world_size // tensor_parallel

@@ -268,3 +268,12 @@ def test_tensor_parallel_ranks_share_a_data_rank():
     assert places == [(0, 2), (0, 2), (1, 2), (1, 2)]
     alone = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
     assert data_parallel_place(alone) == (3, 4)
+
+
+@pytest.mark.parametrize("size", ["cp_size", "sp_size"])
+def test_parts_of_a_document_on_several_ranks_are_refused(size):
+    args = SimpleNamespace(
+        process_index=0, world_size=2, parallelism_config=SimpleNamespace(**{size: 2})
+    )
+    with pytest.raises(ValueError, match=f"`{size}` is 2: each rank holds a part"):
+        data_parallel_place(args)
