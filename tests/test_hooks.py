@@ -455,7 +455,7 @@ def test_padding_of_packed_rows_is_told_by_the_tokenizers_token(models_own, give
 
 
 def test_a_rule_that_chooses_no_token_is_told_once(model, batch):
-    """As `prompt` where every token is trained on; a batch in which the rule chooses some is not."""
+    """As `prompt` where every token is trained on; and not where a batch has some of each."""
     everything = {**batch, "labels": batch["input_ids"]}
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens="prompt")) as neft:
         neft.set_step(0)
