@@ -165,13 +165,13 @@ class NEFTConfig:
             key: value for key, value in keys.items() if key in KEY_KNOBS and value is not None
         }
         for key in keys:
-            if key.startswith("neft") and key not in KEY_KNOBS:
+            if key.lower().startswith("neft") and key not in KEY_KNOBS:
                 known = list(KEY_KNOBS)
                 raise _error(
                     "Unknown key `{key}`; the keys are {known}.{hint}",
                     key=key,
                     known=", ".join(known),
-                    hint=_closest(key, known),
+                    hint=_closest(key.lower(), known),
                 )
         if ALPHA_KEY not in given:
             for key, value in given.items():

@@ -55,6 +55,8 @@ REFUSED = [
     ({**ON, "neft_seed": 1.5}, "`neft_seed` must be an int or unset; got 1.5"),
     ({**ON, "neft_schedul": "linear"}, "Unknown key `neft_schedul`"),
     ({**ON, "neft_noise": 3}, "Unknown key `neft_noise`"),
+    ({**ON, "NEFT_schedule": "linear"}, "Did you mean 'neft_schedule'?"),
+    ({"noisy_embedding_alpha": 0}, "`neftune_noise_alpha` must be a number > 0"),
     ({"neftune_noise_alfa": 5}, "Did you mean 'neftune_noise_alpha'?"),
     ({"neft_schedule": "cosine"}, f"`neft_schedule` {NO_ALPHA}"),
     ({"neft_tokens": "response"}, f"`neft_tokens` {NO_ALPHA}"),

@@ -50,8 +50,8 @@ class NEFTArgs(BaseModel):
     def check_neft_keys(cls, data: Any) -> Any:
         """Refuse wrong values, unknown ``neft*`` keys, and what cannot have noise."""
         keys = {**data}
-        if keys.get("noisy_embedding_alpha") and not keys.get(ALPHA_KEY):
-            keys[ALPHA_KEY] = keys["noisy_embedding_alpha"]  # Axolotl's own deprecated name
+        if keys.get(ALPHA_KEY) is None:
+            keys[ALPHA_KEY] = keys.get("noisy_embedding_alpha")  # Axolotl's own deprecated name
         config = NEFTConfig.from_keys({**keys, **_numbers(keys)})
         if config is not None:
             check_mode(config, keys)

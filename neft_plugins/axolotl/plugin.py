@@ -8,7 +8,7 @@ from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from neft_plugins.callback import NEFTCallback
-from neft_plugins.config import ALPHA_KEY, NEFTConfig
+from neft_plugins.config import ALPHA_KEY, NEFTConfig, NEFTConfigError
 
 # Of other packages' loggers, Axolotl shows warnings only.
 LOG = get_logger("axolotl.neft_plugins")
@@ -21,6 +21,16 @@ class NEFTPlugin(BasePlugin):
     ``neftune_noise_alpha``; without an alpha, Axolotl trains as it does without the plugin. It
     works through a ``NEFTCallback`` and needs no trainer class, so it goes with other plugins.
     """
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        """Refuse to be listed under two names: Axolotl's own error would not say so."""
+        plugins = PluginManager.get_instance().plugins
+        listed = dict.fromkeys(cfg["plugins"])
+        ours = [name for name in listed if isinstance(plugins.get(name), NEFTPlugin)]
+        if len(ours) > 1:
+            raise NEFTConfigError(
+                f"`plugins` lists NEFTPlugin {len(ours)} times, as {', '.join(ours)}. Keep one."
+            )
 
     def get_input_args(self) -> str:
         """The class of the keys, by name."""
