@@ -96,8 +96,8 @@ WRONG_VALUES = [
     (
         {"neft_schedul": "cosine"},
         "Unknown key `neft_schedul`; the keys are neftune_noise_alpha, neft_distribution, "
-        "neft_schedule, neft_schedule_args, neft_alpha_end, neft_warmup_steps, neft_tokens, neft_length, "
-        "neft_scale, neft_seed. Did you mean 'neft_schedule'?",
+        "neft_schedule, neft_schedule_args, neft_alpha_end, neft_warmup_steps, neft_tokens, "
+        "neft_length, neft_scale, neft_seed. Did you mean 'neft_schedule'?",
     ),
 ]
 
