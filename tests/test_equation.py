@@ -13,6 +13,7 @@ from neft_plugins import NEFTConfig, attach_neft
 
 ALPHA = 5.0
 SQRT3 = math.sqrt(3)
+NOTHING_CHOSEN = pytest.mark.filterwarnings("ignore:No token got noise")
 documents_strategy = st.lists(
     st.integers(1, 7).flatmap(
         lambda n: st.builds(Document, length=st.just(n), prompt=st.integers(0, n))
@@ -32,6 +33,7 @@ def noise_of(model: Embedder, batch, config: NEFTConfig) -> torch.Tensor:
     return (noisy - clean).detach()
 
 
+@NOTHING_CHOSEN
 @given(
     documents=documents_strategy,
     encoding=st.sampled_from(sorted(ENCODINGS)),
@@ -129,6 +131,7 @@ def test_without_any_mask_every_token_of_a_row_is_real():
     )
 
 
+@NOTHING_CHOSEN
 @pytest.mark.parametrize("tokens", ["response", "prompt"])
 def test_a_batch_without_a_chosen_token_is_left_alone(tokens):
     batch = padded([Document(4, 4 if tokens == "response" else 0)])
