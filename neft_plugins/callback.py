@@ -118,6 +118,7 @@ class NEFTCallback(TrainerCallback):
         self.handle.run = state
         if state.is_world_process_zero:
             self.logger.info("NEFT: %s", self.config.describe(state.max_steps))
+            self._tell_what_changed(args, state)
         if args.should_save:
             self.save_config(args.output_dir or ".")
 
@@ -179,6 +180,28 @@ class NEFTCallback(TrainerCallback):
         path = Path(directory) / CONFIG_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _tell_what_changed(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Where the run goes on from a checkpoint: which knobs are not what they were there."""
+        given = args.resume_from_checkpoint
+        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        if isinstance(given, str) and Path(given).is_dir():
+            checkpoint = Path(given)
+        record = checkpoint / CONFIG_FILE
+        if state.global_step == 0 or not record.is_file():
+            return
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = [
+            f"{knob} {before.get(knob)!r} -> {value!r}"
+            for knob, value in self.config.to_dict().items()
+            if before.get(knob) != value
+        ]
+        if changed:
+            self.logger.warning(
+                "NEFT: resumed at step %d with other noise than before: %s",
+                state.global_step,
+                ", ".join(changed),
+            )
 
     def _set_micro_step(self, state: TrainerState, micro_step: int) -> None:
         self._micro_step = micro_step

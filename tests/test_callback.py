@@ -161,6 +161,24 @@ def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("by_path", [True, False])
+def test_other_noise_than_before_is_told_on_resuming(tmp_path, caplog, by_path):
+    first = make_trainer(tmp_path, [NEFTCallback(CONFIG)], save_strategy="steps", save_steps=1)
+    first.train()
+    assert "resumed" not in caplog.text
+    checkpoint = str(tmp_path / "checkpoint-2")
+    for config in (CONFIG, NEFTConfig(**CONFIG.to_dict() | {"alpha": 7, "tokens": "response"})):
+        caplog.clear()
+        other = {"output_dir": str(tmp_path / "other"), "resume_from_checkpoint": checkpoint}
+        trainer = make_trainer(tmp_path, [NEFTCallback(config)], **(other if by_path else {}))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        told = "NEFT: resumed at step 2 with other noise than before: "
+        if config == CONFIG:
+            assert told not in caplog.text
+        else:
+            assert f"{told}alpha 5.0 -> 7, tokens 'all' -> 'response'" in caplog.text
+
+
 def test_a_full_run_leaves_no_trace(tmp_path):
     left = []
     for callbacks in ([], [NEFTCallback(CONFIG)]):
