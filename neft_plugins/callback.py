@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState, is_initialized
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -236,6 +237,8 @@ def data_parallel_place(args: TrainingArguments) -> tuple[int, int]:
         ValueError: With context or sequence parallelism.
     """
     parallelism = getattr(args, "parallelism_config", None)
+    if parallelism is None and is_initialized():  # from the launcher, Axolotl, or the model
+        parallelism = AcceleratorState().parallelism_config
     for size in ("cp_size", "sp_size"):
         ranks = getattr(parallelism, size, 1) or 1
         if ranks > 1:

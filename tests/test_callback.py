@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -286,6 +289,23 @@ def test_tensor_parallel_ranks_share_a_data_rank():
     assert places == [(0, 2), (0, 2), (1, 2), (1, 2)]
     alone = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
     assert data_parallel_place(alone) == (3, 4)
+
+
+def test_tensor_parallelism_is_accelerates_where_the_arguments_do_not_name_it():
+    """As with `tp_plan="auto"`, Axolotl's `tensor_parallel_size` and accelerate's own config."""
+    code = """
+        from types import SimpleNamespace
+        from accelerate import Accelerator, ParallelismConfig
+        from neft_plugins.callback import data_parallel_place
+
+        Accelerator(cpu=True).state.parallelism_config = ParallelismConfig(tp_size=2)
+        args = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
+        print(data_parallel_place(args))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.splitlines()[-1:] == ["(1, 2)"], result.stderr
 
 
 @pytest.mark.parametrize("size", ["cp_size", "sp_size"])
