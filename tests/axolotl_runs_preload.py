@@ -1,5 +1,6 @@
 """Imported once by the server that forks Axolotl's runs."""
 
+import gc
 import os
 
 os.environ |= {
@@ -16,3 +17,6 @@ import axolotl.cli.preprocess
 import axolotl.cli.train
 import axolotl.core.trainers  # and not the arguments, to which plugins add before they load
 import axolotl.train  # noqa: F401
+
+# Axolotl's sampler collects garbage whenever it packs: keep it from walking all that again.
+gc.freeze()
