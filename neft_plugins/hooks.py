@@ -91,7 +91,7 @@ class NEFTHandle:
         self._seed, self._rank, self._world_size = seed, data_rank, data_world_size
         self._sites = sites
         self._sums: Tensor | None = None
-        self._told = self._told_of_nothing = False
+        self._told_of_rounding = self._told_of_nothing = False
         self._passes = ForwardPasses(type(model).__name__, sites)
         self._passes.owner = self
         self.set_step(0)  # before the hooks: what is wrong with a schedule is said without any
@@ -209,9 +209,9 @@ class NEFTHandle:
         dtype = self._sites[0].dtype
         resolution = torch.finfo(dtype).eps
         rounded_away = 0 < stats.noise_to_signal < resolution / 2
-        if self._told or not rounded_away or self.alpha < 0.5 * self.config.alpha:
+        if self._told_of_rounding or not rounded_away or self.alpha < 0.5 * self.config.alpha:
             return
-        self._told = True
+        self._told_of_rounding = True
         warnings.warn(
             f"The noise is {stats.noise_to_signal:.2g} of the embeddings, under half of what "
             f"{dtype} resolves ({resolution:.2g}), so most of it is rounded away. Raise alpha "

@@ -19,6 +19,7 @@ class RecorderPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
+        self.trainer: Any = None
         self.given: list[dict[str, Any]] = []
 
     def post_trainer_create(self, cfg, trainer) -> None:
@@ -41,7 +42,7 @@ class RecorderPlugin(BasePlugin):
         self.given.append(self.arguments)
 
     def post_train(self, cfg, model) -> None:
-        if "trainer" not in self.__dict__:  # Axolotl calls this twice
+        if self.trainer is None:  # Axolotl calls this twice
             return
         self.stack.close()
         passes = [
@@ -56,7 +57,7 @@ class RecorderPlugin(BasePlugin):
             "trainer": type(self.trainer).__name__,
         }
         (Path(cfg.output_dir) / "log.json").write_text(json.dumps(log, default=str))
-        del self.trainer
+        self.trainer = None
 
 
 class SquashingRecorder(RecorderPlugin):

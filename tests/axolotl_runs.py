@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,8 +99,6 @@ def _run(command: str, config: str, log: str, options: dict[str, Any]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own, not this one's
     sys.argv = ["axolotl"]
     os.chdir(Path(config).parent)
-    from importlib import import_module
-
     from axolotl.logging_config import configure_logging
 
     configure_logging()

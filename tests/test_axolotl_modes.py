@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("axolotl")
 
-from axolotl_runs import PLUGIN, run_axolotl
+from axolotl_runs import PLUGIN, RECORDER, run_axolotl
 
 BOS, PAD = 0, 2
 ALPHA = 5.0
@@ -241,8 +241,7 @@ def test_no_noise_in_evaluation(tmp_path, data, packing):
 
 @pytest.mark.parametrize("packing", [{}, {**PACKED, "attn_implementation": "sdpa"}])
 def test_torch_compile(tmp_path, data, packing):
-    plugins = [PLUGIN, "axolotl_recorder.RecorderPlugin"]
-    run = run_axolotl(tmp_path, **data, **NOISE, **packing, torch_compile=True, plugins=plugins)
+    run = run_axolotl(tmp_path, **data, **NOISE, **packing, torch_compile=True)
     for step in run.passes:
         check_noise(step)
 
@@ -268,7 +267,7 @@ def test_the_pad_token_is_the_tokenizers(tmp_path, data, models_own):
 
 def test_with_the_plugin_and_no_alpha_nothing_changes(tmp_path, data):
     with_it, without = tmp_path / "with", tmp_path / "without"
-    plugins = [["axolotl_recorder.RecorderPlugin"], [PLUGIN, "axolotl_recorder.RecorderPlugin"]]
+    plugins = [[RECORDER], [PLUGIN, RECORDER]]
     runs = []
     for folder, listed in zip((without, with_it), plugins, strict=True):
         folder.mkdir()
@@ -306,7 +305,7 @@ def test_the_built_in_alone_is_what_runs_without_the_plugins_line(tmp_path, data
         neft_tokens="response",
         sequence_len=128,
         pad_to_sequence_len=True,
-        plugins=["axolotl_recorder.RecorderPlugin"],
+        plugins=[RECORDER],
     )
     assert "neft_tokens" not in run.printed
     assert run.log["hooks_in_training"] == 0

@@ -22,7 +22,7 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
         ranks = keys.get(key)
         if isinstance(ranks, int) and ranks > 1:  # what is no number, Axolotl refuses itself
             raise NEFTConfigError(
-                f"`{key}: {keys[key]}` splits each document over ranks, and neft-plugins does not "
+                f"`{key}: {ranks}` splits each document over ranks, and neft-plugins does not "
                 "yet count L over the shards. Remove it, or remove `neftune_noise_alpha`."
             )
     if config.tokens in LABEL_RULES:
