@@ -1,0 +1,142 @@
+"""What a rank does in these tests: a run of a Trainer, and a record of what the noise was."""
+
+import random
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from helpers import MODEL
+from torch.profiler import ProfilerActivity, profile
+
+from neft_plugins import NEFTSFTConfig, NEFTSFTTrainer
+
+
+def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A run of ``NEFTSFTTrainer`` on this rank.
+
+    Args:
+        folder: The output folder.
+        keys: Arguments of ``NEFTSFTConfig`` beside those here.
+        how: ``adapter`` (lora, qlora), ``resume``, ``profile``.
+
+    Returns:
+        The noise, the tokens and the place of each micro-batch; losses; what was left behind.
+    """
+    how = how or {}
+    defaults = {
+        "output_dir": folder,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "shuffle_dataset": False,
+        "dataset_num_proc": None,
+        "seed": 7,
+        "model_init_kwargs": {"device_map": None, "dtype": "float32"},
+    }
+    trainer = NEFTSFTTrainer(
+        model=MODEL,
+        args=NEFTSFTConfig(**defaults | keys),
+        train_dataset=dataset(),
+        **adapter(how.get("adapter")),
+    )
+    record: dict[str, Any] = {}
+    with recorded(trainer.model) as passes:
+        with (
+            profile(activities=[ProfilerActivity.CPU])
+            if how.get("profile")
+            else nullcontext() as profiled
+        ):
+            trainer.train(resume_from_checkpoint=how.get("resume"))
+    record["passes"] = passes
+    record["log"] = [log for log in trainer.state.log_history if "loss" in log]
+    if profiled is not None:
+        counts = {event.key: event.count for event in profiled.key_averages()}
+        record["collectives"] = {key: n for key, n in counts.items() if key.startswith("gloo:")}
+    record["draws"] = (torch.get_rng_state(), random.getstate(), numpy.random.get_state())
+    record["hooks"] = sum(len(m._forward_hooks) for m in trainer.model.modules())
+    return record
+
+
+def dataset() -> Any:
+    from datasets import Dataset
+
+    draw = random.Random(0)
+    rows = []
+    for _ in range(64):
+        length = draw.randint(9, 40)
+        ids = [draw.randrange(5, 1500) for _ in range(length)]
+        rows.append({"input_ids": ids, "completion_mask": [0] * 5 + [1] * (length - 5)})
+    return Dataset.from_list(rows)
+
+
+def adapter(kind: str | None) -> dict[str, Any]:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    if kind is None:
+        return {}
+    arguments: dict[str, Any] = {"peft_config": LoraConfig(r=4, target_modules="all-linear")}
+    if kind == "qlora":
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_quant_storage=torch.float32,
+        )
+    return arguments
+
+
+@contextmanager
+def recorded(model: Any):
+    """Each training pass: the tokens, and what was added between lookup and first layer."""
+    embedding = model.get_input_embeddings()
+    layer = (model.get_base_model() if hasattr(model, "get_base_model") else model).model.layers[0]
+    passes: list[dict[str, Any]] = []
+    lookup: list[Any] = []
+
+    def note_lookup(module, args, output):
+        lookup[:] = [args[0].clone(), output.detach().clone()]
+
+    def note_hidden(module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if lookup and torch.is_grad_enabled() and module.training:
+            ids, clean = lookup
+            passes.append({"ids": ids, "noise": hidden.detach() - clean})
+            lookup.clear()
+
+    hooks = [
+        embedding.register_forward_hook(note_lookup),
+        layer.register_forward_pre_hook(note_hidden, with_kwargs=True),
+    ]
+    yield passes
+    for hook in hooks:
+        hook.remove()
+
+
+def environment(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    """The variables by which ``accelerate launch --config_file`` tells its ranks of a config."""
+    import os
+
+    import yaml
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(config))
+    args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    if config["distributed_type"] == "DEEPSPEED":
+        args.deepspeed_fields_from_accelerate_config = ",".join(config["deepspeed_config"])
+        _, found = prepare_deepspeed_cmd_env(args)
+    else:
+        found = prepare_multi_gpu_env(args)
+    return {key: value for key, value in found.items() if os.environ.get(key) != value}
