@@ -2,6 +2,8 @@
 
 import gc
 import os
+from contextlib import suppress
+from importlib import import_module
 
 os.environ |= {
     "ACCELERATE_USE_CPU": "false",  # or accelerate neither shards nor calls DeepSpeed
@@ -12,15 +14,9 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-import contextlib
+with suppress(ModuleNotFoundError):
+    import_module("deepspeed")
+for slow in ("peft", "bitsandbytes", "transformers.models.llama", "neft_plugins.trl.sft"):
+    import_module(slow)
 
-import torch
-
-with contextlib.suppress(ImportError):
-    pass
-
-
-import neft_plugins.trl.sft  # noqa: F401
-
-torch.set_num_threads(1)
 gc.freeze()
