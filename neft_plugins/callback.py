@@ -5,13 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState, is_initialized
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neft_plugins import __version__
 from neft_plugins.config import ALPHA_KEY, NEFTConfig
 from neft_plugins.hooks import NEFTHandle, attach_neft, attached_handle
+from neft_plugins.parallelism import find_place
 from neft_plugins.passes import NoNoiseError
 
 CONFIG_FILE = "neft_config.json"
@@ -39,9 +39,12 @@ class NEFTCallback(TrainerCallback):
 
     Attributes:
         logger: Where the line on what will happen goes, at level INFO.
+        contiguous_shards: Whether rows that context-parallel ranks share are cut by the host, into
+            contiguous parts, and not by torch's ``context_parallel``.
     """
 
     logger: logging.Logger | logging.LoggerAdapter = logging.getLogger(__name__)
+    contiguous_shards = False
 
     def __init__(
         self,
@@ -104,14 +107,15 @@ class NEFTCallback(TrainerCallback):
                 "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
-        rank, world_size = data_parallel_place(args)
+        place = find_place(args, self.contiguous_shards)
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.handle = attach_neft(
             model,
             self.config,
             max(state.max_steps, 1),
-            data_rank=rank,
-            data_world_size=world_size,
+            data_rank=place.data_rank,
+            data_world_size=place.data_world_size,
+            shards=place.shards,
             seed=args.seed,
             pad_token_id=getattr(tokenizer, "pad_token_id", None),
             **self._options,
@@ -219,33 +223,3 @@ class NEFTCallback(TrainerCallback):
             f"Trainer that same model, or drop NEFTCallback (and `{ALPHA_KEY}`) to train without "
             "noise."
         )
-
-
-def data_parallel_place(args: TrainingArguments) -> tuple[int, int]:
-    """This process's rank among the data-parallel ranks, and their number.
-
-    Tensor-parallel ranks hold one replica together and are given the same batch, so they share a
-    rank and draw the same noise. accelerate's mesh has tensor parallelism innermost.
-
-    Args:
-        args: The Trainer's arguments.
-
-    Returns:
-        (data_rank, data_world_size).
-
-    Raises:
-        ValueError: With context or sequence parallelism.
-    """
-    parallelism = getattr(args, "parallelism_config", None)
-    if parallelism is None and is_initialized():  # from the launcher, Axolotl, or the model
-        parallelism = AcceleratorState().parallelism_config
-    for size in ("cp_size", "sp_size"):
-        ranks = getattr(parallelism, size, 1) or 1
-        if ranks > 1:
-            raise ValueError(
-                f"`{size}` is {ranks}: each rank holds a part of every document, and neft-plugins "
-                "does not yet count L over the parts. Train without context or sequence "
-                f"parallelism, or without `{ALPHA_KEY}`."
-            )
-    tensor_parallel = getattr(parallelism, "tp_size", 1) or 1
-    return args.process_index // tensor_parallel, args.world_size // tensor_parallel

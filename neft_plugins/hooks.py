@@ -11,6 +11,7 @@ from neft_plugins import embeddings as finder
 from neft_plugins.config import NEFTConfig, NEFTWarning
 from neft_plugins.noise import meter, seeds
 from neft_plugins.passes import NOTED, EmbeddingHook, ForwardPasses
+from neft_plugins.shards import SequenceShards
 from neft_plugins.sites import NoiseSite
 
 
@@ -25,6 +26,7 @@ def attach_neft(
     data_world_size: int | None = None,
     seed: int | None = None,
     pad_token_id: int | None = None,
+    shards: SequenceShards | None = None,
 ) -> "NEFTHandle":
     """Add noise to a model's input embeddings in every training forward pass, until removed.
 
@@ -40,6 +42,8 @@ def attach_neft(
         seed: Seed where the config has none; unset, ``torch.initial_seed()``.
         pad_token_id: The tokenizer's padding token, by which packed rows without an
             ``attention_mask`` show their padding; unset, that of the model's config.
+        shards: The ranks among which each row of a batch is cut (context parallelism), if any.
+            They share a ``data_rank``.
 
     Returns:
         The handle: a context manager, on which ``set_step`` is called for every micro-batch.
@@ -55,11 +59,16 @@ def attach_neft(
     model = finder.unwrap(model)
     found = finder.find_embeddings(model, embedding, decoder)
     _refuse_second_noise(model)
+    if shards is not None and data_rank is None:
+        raise ValueError(
+            "With `shards`, give `data_rank` and `data_world_size` too: the ranks that hold parts "
+            "of the same rows share one data rank."
+        )
     rank, world_size = _place_among_ranks(data_rank, data_world_size)
     seed = next(s for s in (config.seed, seed, torch.initial_seed()) if s is not None)
     alone = len(found) == 1
-    sites = [NoiseSite(model, where, config, alone, pad_token_id) for where in found]
-    return NEFTHandle(model, config, sites, total_steps, seed, rank, world_size)
+    sites = [NoiseSite(model, where, config, alone, pad_token_id, shards) for where in found]
+    return NEFTHandle(model, config, sites, total_steps, seed, rank, world_size, shards)
 
 
 class NEFTHandle:
@@ -83,12 +92,14 @@ class NEFTHandle:
         seed: int,
         data_rank: int,
         data_world_size: int,
+        shards: SequenceShards | None = None,
     ) -> None:
         self.config = config
         self.total_steps = total_steps
         self.run: object = None
         self._schedule = config.build_schedule(total_steps)
         self._seed, self._rank, self._world_size = seed, data_rank, data_world_size
+        self._shards = shards
         self._sites = sites
         self._sums: Tensor | None = None
         self._told_of_rounding = self._told_of_nothing = False
@@ -127,9 +138,10 @@ class NEFTHandle:
         self.alpha = float(alpha)
         self._passes.begin(step, micro_step, silent=self.alpha == 0)
         micro_batch = seeds.micro_batch_index(micro_step, self._rank, self._world_size)
+        shard = 0 if self._shards is None else self._shards.rank
         for index, site in enumerate(self._sites):
             site.alpha.fill_(self.alpha)
-            site.seed.fill_(seeds.noise_seed(self._seed, step, micro_batch, index))
+            site.seed.fill_(seeds.noise_seed(self._seed, step, micro_batch, index, shard))
 
     def set_batch(self, **batch: Tensor | None) -> None:
         """Say what the model will not be told, such as the labels of a loss computed outside it.
@@ -192,8 +204,12 @@ class NEFTHandle:
                 site.sums = None
 
     def _tell_if_nothing_was_noised(self, stats: meter.NoiseStats) -> None:
-        """Once: a batch or two without such a token is normal, a whole run of them is not."""
-        if self._told_of_nothing or stats.noised_tokens > 0 or self.alpha == 0:
+        """Once: a batch or two without such a token is normal, a whole run of them is not.
+
+        Of a part of its rows a rank cannot say: the others may have all such tokens.
+        """
+        chose_some = stats.noised_tokens > 0 or self._shards is not None
+        if self._told_of_nothing or chose_some or self.alpha == 0:
             return
         self._told_of_nothing = True
         warnings.warn(

@@ -12,6 +12,7 @@ from neft_plugins.config import NEFTConfig
 from neft_plugins.embeddings import InputEmbedding
 from neft_plugins.noise import inject, lengths, meter
 from neft_plugins.noise.tokens import IGNORED_LABEL, MissingLabelsError, TokenView
+from neft_plugins.shards import SequenceShards
 
 Batch = Mapping[str, Any]
 
@@ -28,6 +29,7 @@ class NoiseSite:
         config: What noise.
         alone: Whether it is the model's only site.
         pad_token_id: The tokenizer's padding token; unset, the model's.
+        shards: The ranks among which each row is cut, if any.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class NoiseSite:
         config: NEFTConfig,
         alone: bool = True,
         pad_token_id: int | None = None,
+        shards: SequenceShards | None = None,
     ) -> None:
         self.embedding = embedding
         self.config = config
@@ -53,6 +56,7 @@ class NoiseSite:
         self._pad_token_id = models_own if pad_token_id is None else pad_token_id
         self._model_name = type(model).__name__
         self._alone = alone
+        self._shards = shards
         registry.load("distribution", config.distribution)
 
     def __call__(
@@ -82,7 +86,13 @@ class NoiseSite:
         ids = batch.get("input_ids")
         if again and ids is not None and module_ids.shape != ids.shape:
             return clean
-        noised_lengths, real = self._lengths(batch, module_ids)
+        batch_ids = _two_dimensional(module_ids if ids is None else ids)
+        if self._shards is None:
+            noised_lengths, real = self._lengths(batch, batch_ids)
+        else:  # L and the token rule are of whole documents
+            batch, own = self._shards.join(batch, batch_ids)
+            noised_lengths, real = self._lengths(batch, batch["input_ids"])
+            noised_lengths, real = noised_lengths[:, own], real[:, own]
         if again and ids is not None:
             same = (module_ids == ids).all()
             noised_lengths, real = noised_lengths * same, real & same
@@ -99,10 +109,8 @@ class NoiseSite:
         self.hidden_size, self.dtype = clean.shape[-1], clean.dtype
         return noisy
 
-    def _lengths(self, batch: Batch, module_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _lengths(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T): L of each token that gets noise, 0 elsewhere; and which tokens are real."""
-        ids = batch.get("input_ids")
-        ids = _two_dimensional(module_ids if ids is None else ids)
         if self.config.length == "row":
             documents = lengths.rows_as_documents(ids.shape, ids.device)
         else:

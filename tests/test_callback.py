@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +11,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import neft_plugins
 from neft_plugins import NEFTCallback, NEFTConfig, attach_neft
-from neft_plugins.callback import data_parallel_place
 from neft_plugins.hooks import attached_handle
 from neft_plugins.passes import NoNoiseError
 
@@ -275,43 +271,3 @@ def test_data_parallel_replicas_in_one_process_are_refused():
 def test_the_config_must_be_a_config():
     with pytest.raises(TypeError, match="takes a NEFTConfig; got dict"):
         NEFTCallback({"alpha": 5})
-
-
-def test_tensor_parallel_ranks_share_a_data_rank():
-    places = [
-        data_parallel_place(
-            SimpleNamespace(
-                process_index=rank, world_size=4, parallelism_config=SimpleNamespace(tp_size=2)
-            )
-        )
-        for rank in range(4)
-    ]
-    assert places == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    alone = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
-    assert data_parallel_place(alone) == (3, 4)
-
-
-def test_tensor_parallelism_is_accelerates_where_the_arguments_do_not_name_it():
-    """As with `tp_plan="auto"`, Axolotl's `tensor_parallel_size` and accelerate's own config."""
-    code = """
-        from types import SimpleNamespace
-        from accelerate import Accelerator, ParallelismConfig
-        from neft_plugins.callback import data_parallel_place
-
-        Accelerator(cpu=True).state.parallelism_config = ParallelismConfig(tp_size=2)
-        args = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
-        print(data_parallel_place(args))
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
-    assert result.stdout.splitlines()[-1:] == ["(1, 2)"], result.stderr
-
-
-@pytest.mark.parametrize("size", ["cp_size", "sp_size"])
-def test_parts_of_a_document_on_several_ranks_are_refused(size):
-    args = SimpleNamespace(
-        process_index=0, world_size=2, parallelism_config=SimpleNamespace(**{size: 2})
-    )
-    with pytest.raises(ValueError, match=f"`{size}` is 2: each rank holds a part"):
-        data_parallel_place(args)

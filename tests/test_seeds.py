@@ -18,15 +18,15 @@ def test_a_seed_is_the_same_everywhere():
     assert seeds.noise_seed(42, 7, 3) == 2347264511800656945
 
 
-@given(st.integers(-(2**63), 2**64), counts, counts, st.integers(0, 1))
-def test_a_seed_fits_a_generator(seed, step, micro_batch, site):
-    value = seeds.noise_seed(seed, step, micro_batch, site)
+@given(st.integers(-(2**63), 2**64), counts, counts, st.integers(0, 1), st.integers(0, 1024))
+def test_a_seed_fits_a_generator(seed, step, micro_batch, site, shard):
+    value = seeds.noise_seed(seed, step, micro_batch, site, shard)
     assert 0 <= value < 2**63
     seeds.generator(value, torch.device("cpu"))
 
 
 def test_no_two_of_a_run_are_alike():
-    keys = itertools.product((0, 1), range(30), range(20), (0, 1))
+    keys = itertools.product((0, 1), range(20), range(10), (0, 1), range(4))
     made = [seeds.noise_seed(*key) for key in keys]
     assert len(set(made)) == len(made)
 

@@ -18,13 +18,6 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
     Raises:
         NEFTConfigError: With the reason and the way out.
     """
-    for key in ("context_parallel_size", "sequence_parallel_degree"):
-        ranks = keys.get(key)
-        if isinstance(ranks, int) and ranks > 1:  # what is no number, Axolotl refuses itself
-            raise NEFTConfigError(
-                f"`{key}: {ranks}` splits each document over ranks, and neft-plugins does not "
-                "yet count L over the shards. Remove it, or remove `neftune_noise_alpha`."
-            )
     if config.tokens in LABEL_RULES:
         reason = _keeps_labels(keys)
         if reason:

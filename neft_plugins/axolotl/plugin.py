@@ -46,6 +46,7 @@ class NEFTPlugin(BasePlugin):
         if config is not None:
             callback = NEFTCallback(config).add_to(trainer)
             callback.logger = LOG
+            callback.contiguous_shards = True  # its SequenceParallelContextManager cuts them
 
     def _config(self, cfg: DictDefault) -> NEFTConfig | None:
         """What noise; None without an alpha, or where an earlier run in this process listed us."""

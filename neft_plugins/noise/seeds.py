@@ -26,7 +26,7 @@ def micro_batch_index(micro_step: int, data_rank: int, data_world_size: int) -> 
     return micro_step * data_world_size + data_rank
 
 
-def noise_seed(seed: int, step: int, micro_batch: int, site: int = 0) -> int:
+def noise_seed(seed: int, step: int, micro_batch: int, site: int = 0, shard: int = 0) -> int:
     """A 63-bit seed that is a hash of what the noise is for.
 
     Args:
@@ -34,11 +34,12 @@ def noise_seed(seed: int, step: int, micro_batch: int, site: int = 0) -> int:
         step: t, the optimizer step, from 0.
         micro_batch: k, see ``micro_batch_index``.
         site: Which embedding of the model, where there are two (encoder 0, decoder 1).
+        shard: Which part of its rows this process holds, where they are cut over ranks.
 
     Returns:
         int in [0, 2^63), the same on every machine.
     """
-    key = struct.pack("<QQQQ", seed & (2**64 - 1), step, micro_batch, site)
+    key = struct.pack("<QQQII", seed & (2**64 - 1), step, micro_batch, site, shard)
     digest = hashlib.blake2b(key, digest_size=8, person=b"neft-plugins").digest()
     return int.from_bytes(digest, "little") >> 1
 
