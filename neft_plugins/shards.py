@@ -81,9 +81,8 @@ def context_parallel_shards(mesh: "DeviceMesh") -> SequenceShards:
     Returns:
         The shards, to be joined within that context.
     """
-    from torch.distributed.tensor.experimental import (
-        context_parallel_unshard,  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    # Where PyTorch's own tutorial and accelerate import it from; slow, and seldom needed.
+    from torch.distributed.tensor.experimental._attention import context_parallel_unshard
 
     def gather(part: Tensor) -> Tensor:
         (whole,) = context_parallel_unshard(mesh, [part], [1])

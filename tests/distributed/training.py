@@ -8,9 +8,15 @@ from typing import Any
 import numpy
 import torch
 from helpers import MODEL
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from neft_plugins import NEFTSFTConfig, NEFTSFTTrainer
+
+HIDDEN = 128  # of the model
+FIRST_TOKEN = 100
+PROMPT = 5
+LENGTHS = [random.Random(number).randint(9, 40) for number in range(64)]
 
 
 def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -25,6 +31,7 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
         The noise, the tokens and the place of each micro-batch; losses; what was left behind.
     """
     how = how or {}
+    dtype = "bfloat16" if how.get("adapter") == "qlora" else "float32"
     defaults = {
         "output_dir": folder,
         "max_steps": 2,
@@ -36,12 +43,14 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
         "save_strategy": "no",
         "disable_tqdm": True,
         "gradient_checkpointing": False,
-        "bf16": False,
+        "bf16": dtype == "bfloat16",
+        "completion_only_loss": True,
         "shuffle_dataset": False,
         "dataset_num_proc": None,
         "seed": 7,
-        "model_init_kwargs": {"device_map": None, "dtype": "float32"},
+        "model_init_kwargs": {"device_map": None, "dtype": dtype},
     }
+    defaults["model_init_kwargs"] |= how.get("model_init_kwargs", {})
     trainer = NEFTSFTTrainer(
         model=MODEL,
         args=NEFTSFTConfig(**defaults | keys),
@@ -49,32 +58,38 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
         **adapter(how.get("adapter")),
     )
     record: dict[str, Any] = {}
-    with recorded(trainer.model) as passes:
-        with (
-            profile(activities=[ProfilerActivity.CPU])
-            if how.get("profile")
-            else nullcontext() as profiled
-        ):
-            trainer.train(resume_from_checkpoint=how.get("resume"))
+    profiler = profile(activities=[ProfilerActivity.CPU]) if how.get("profile") else nullcontext()
+    with recorded(trainer.model) as passes, profiler as profiled:
+        trainer.train(resume_from_checkpoint=how.get("resume"))
     record["passes"] = passes
     record["log"] = [log for log in trainer.state.log_history if "loss" in log]
     if profiled is not None:
         counts = {event.key: event.count for event in profiled.key_averages()}
         record["collectives"] = {key: n for key, n in counts.items() if key.startswith("gloo:")}
-    record["draws"] = (torch.get_rng_state(), random.getstate(), numpy.random.get_state())
-    record["hooks"] = sum(len(m._forward_hooks) for m in trainer.model.modules())
+    # What each of the run's generators would draw next.
+    record["draws"] = [float(torch.rand(())), random.random(), float(numpy.random.rand())]
+    record["hooks"] = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in trainer.model.modules()
+    )
+    record["sharded"] = any(
+        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+        for parameter in trainer.model.parameters()
+    )
+    if not record["sharded"]:
+        record["weights"] = {n: p.detach() for n, p in trainer.model.named_parameters()}
     return record
 
 
 def dataset() -> Any:
+    """Documents whose first token says which they are; nothing else is like it."""
     from datasets import Dataset
 
     draw = random.Random(0)
     rows = []
-    for _ in range(64):
-        length = draw.randint(9, 40)
-        ids = [draw.randrange(5, 1500) for _ in range(length)]
-        rows.append({"input_ids": ids, "completion_mask": [0] * 5 + [1] * (length - 5)})
+    for number, length in enumerate(LENGTHS):
+        ids = [FIRST_TOKEN + number, *(draw.randrange(300, 1500) for _ in range(length - 1))]
+        rows.append({"input_ids": ids, "completion_mask": [0] * PROMPT + [1] * (length - PROMPT)})
     return Dataset.from_list(rows)
 
 
@@ -82,15 +97,15 @@ def adapter(kind: str | None) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
-    if kind is None:
+    if kind in (None, "full"):
         return {}
     arguments: dict[str, Any] = {"peft_config": LoraConfig(r=4, target_modules="all-linear")}
     if kind == "qlora":
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.float32,
-            bnb_4bit_quant_storage=torch.float32,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_quant_storage=torch.bfloat16,
         )
     return arguments
 
@@ -110,7 +125,8 @@ def recorded(model: Any):
         hidden = args[0] if args else kwargs["hidden_states"]
         if lookup and torch.is_grad_enabled() and module.training:
             ids, clean = lookup
-            passes.append({"ids": ids, "noise": hidden.detach() - clean})
+            noise = (hidden.detach() - clean).float()
+            passes.append({"ids": ids, "noise": noise})
             lookup.clear()
 
     hooks = [
