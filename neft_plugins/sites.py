@@ -151,7 +151,7 @@ class NoiseSite:
                 "too with decoder=True."
             )
         labels, shifted = batch.get("labels"), batch.get("shift_labels")
-        if labels is None and shifted is not None:
+        if shifted is not None:  # for Ulysses, transformers gives these as `labels` too
             labels = shift_right(shifted)
         if labels is None:
             seen = ", ".join(f"`{key}`" for key, value in batch.items() if value is not None)

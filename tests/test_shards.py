@@ -100,11 +100,11 @@ def noise_over_ranks(
     size=st.integers(2, 4),
     tokens=st.sampled_from(["all", "response", "prompt"]),
     length=st.sampled_from(["sequence", "noised"]),
-    shifted=st.booleans(),
+    labels=st.sampled_from([("labels",), ("shift_labels",), ("labels", "shift_labels")]),
 )
 @settings(max_examples=150, deadline=None)
 def test_every_token_has_the_magnitude_of_its_whole_document(
-    documents, encoding, layout, size, tokens, length, shifted
+    documents, encoding, layout, size, tokens, length, labels
 ):
     batch = ENCODINGS[encoding](documents)
     arguments = fill_up(batch, 2 * size)
@@ -112,9 +112,10 @@ def test_every_token_has_the_magnitude_of_its_whole_document(
     expected = torch.zeros(*arguments["input_ids"].shape, dtype=torch.float64)
     magnitudes = expected_magnitudes(batch, documents, 3, alpha=ALPHA, tokens=tokens, length=length)
     expected[:, : magnitudes.shape[1]] = magnitudes
-    if shifted:  # as accelerate and Ulysses do, before they cut: the label of the next token
+    if "shift_labels" in labels:  # as the hosts do before they cut; for Ulysses, as `labels` too
         assume(all(document.prompt for document in documents))  # a row's first label is nobody's
-        arguments["shift_labels"] = pad(arguments.pop("labels"), (0, 1), value=-100)[:, 1:]
+        shifted = pad(arguments.pop("labels"), (0, 1), value=-100)[:, 1:]
+        arguments |= dict.fromkeys(labels, shifted)
     config = NEFTConfig(alpha=ALPHA, distribution="rademacher", tokens=tokens, length=length)
     noise = noise_over_ranks(arguments, LAYOUTS[layout](width, size), 3, config)
     wanted = (expected / 3**0.5).unsqueeze(-1).expand(noise.shape)

@@ -64,9 +64,8 @@ def check_replicas_differ(ranks: list[dict]) -> None:
 
 
 def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of the signs of two noises, in the coordinates where both are noisy."""
-    width = min(one.shape[1], other.shape[1])
-    pair = torch.stack([one[:, :width].flatten(), other[:, :width].flatten()]).sign()
-    pair = pair[:, (pair != 0).all(0)]
-    assert pair.shape[1] > 1600  # 4 sigma are less than 0.1
-    return float(torch.corrcoef(pair)[0, 1])
+    """Of the signs of two noises, in the coordinates that are noisy."""
+    signs = [noise[noise != 0].sign() for noise in (one, other)]
+    count = min(map(len, signs))
+    assert count > 1600  # 4 sigma are less than 0.1
+    return float(torch.corrcoef(torch.stack([each[:count] for each in signs]))[0, 1])

@@ -16,7 +16,7 @@ from torch import Tensor
 from training import HIDDEN, PROMPT
 
 # gloo gathers tensors of one size only, and the parts are equal only if the rows can be cut.
-WIDTH = {"max_length": 64, "pad_to_multiple_of": 40}
+WIDTH = {"max_length": 64, "pad_to_multiple_of": 40, "per_device_train_batch_size": 8}
 
 
 def train_with_local_attention(*arguments: Any) -> dict[str, Any]:
@@ -89,6 +89,6 @@ def test_ulysses_sequence_parallelism(tmp_path):
         "sp_seq_length_is_variable": True,
         "sp_attn_implementation": "sdpa",
     }
-    keys = NOISE | WIDTH | {"pad_to_multiple_of": 16, "per_device_train_batch_size": 4}
-    ranks = engines.train(tmp_path, engines.parallelism(engines.zero(3), **sizes), keys | WIDTH)
+    engine = engines.parallelism(engines.zero(3), **sizes)
+    ranks = engines.train(tmp_path, engine, NOISE | WIDTH)
     check_noise_of_parts(ranks, contiguous)
