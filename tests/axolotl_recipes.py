@@ -171,7 +171,7 @@ def run_recipe(name: str, folder: Path, ranks: int = 1) -> Run:
     }
     if ranks > 1:
         command += launch
-        environment["PYTHONPATH"] = str(REPO / "tests" / "axolotl_ranks")
+        environment["PYTHONPATH"] = str(REPO / "tests" / "cpu_ranks")
     inherited = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
     done = subprocess.run(
         command,

@@ -1,6 +1,7 @@
 """An Axolotl plugin for the tests: what the model was given, and the noise that reached it."""
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.collators import V2BatchSamplerDataCollatorForSeq2Seq
 from helpers import recorded_passes
+from torch.distributed.tensor import DTensor
 
 GIVEN = ("attention_mask", "position_ids", "labels")
 
 
 class RecorderPlugin(BasePlugin):
-    """Writes ``passes.pt`` and ``log.json`` into the output folder when training ends."""
+    """Writes ``passesR.pt`` and ``logR.json`` of rank R into the output folder at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class RecorderPlugin(BasePlugin):
 
     def note_pass(self, module, args) -> None:
         self.hooks_in_training = count_hooks(self.model)
+        self.held = share_of_weights(self.model.get_decoder().layers)
         self.given.append(self.arguments)
 
     def post_train(self, cfg, model) -> None:
@@ -49,14 +52,16 @@ class RecorderPlugin(BasePlugin):
             {**vars(each), "given": given}
             for each, given in zip(self.passes, self.given, strict=True)
         ]
-        torch.save(passes, Path(cfg.output_dir) / "passes.pt")
+        rank = os.environ.get("RANK", "0")
+        torch.save(passes, Path(cfg.output_dir) / f"passes{rank}.pt")
         log = {
             "history": self.trainer.state.log_history,
             "hooks_in_training": self.hooks_in_training,
             "hooks_left": count_hooks(self.model),
+            "held": self.held,
             "trainer": type(self.trainer).__name__,
         }
-        (Path(cfg.output_dir) / "log.json").write_text(json.dumps(log, default=str))
+        (Path(cfg.output_dir) / f"log{rank}.json").write_text(json.dumps(log, default=str))
         self.trainer = None
 
 
@@ -74,6 +79,18 @@ def count_hooks(model) -> int:
         h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
     ]
     return sum(hook.__module__.startswith("neft_plugins") for hook in hooks)
+
+
+def share_of_weights(model) -> float:
+    """How much of the model this process holds, by FSDP2's or DeepSpeed's own account."""
+    held = whole = 0
+    for weight in model.parameters():
+        if hasattr(weight, "ds_id"):
+            held, whole = held + weight.ds_tensor.numel(), whole + weight.ds_numel
+        else:
+            local = weight.to_local() if isinstance(weight, DTensor) else weight
+            held, whole = held + local.numel(), whole + weight.numel()
+    return held / whole
 
 
 def rows_as_they_are(cfg, **kwargs):

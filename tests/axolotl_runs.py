@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import yaml
+from forks import Forks
 from helpers import MODEL, Pass
 
-TESTS = str(Path(__file__).parent)
 PLUGIN = "neft_plugins.NEFTPlugin"
 RECORDER = "axolotl_recorder.RecorderPlugin"
 BASE = {
@@ -35,10 +34,7 @@ BASE = {
     "seed": 7,
     "plugins": [PLUGIN, RECORDER],
 }
-# The server that forks the runs looks for what it is to import along this path alone.
-_PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))}
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["axolotl_runs_preload"])
+FORKS = Forks("axolotl_runs_preload")
 
 
 @dataclass
@@ -48,17 +44,18 @@ class Run:
     exit_code: int
     printed: str
     output: Path
+    rank: int = 0
 
     @property
     def passes(self) -> list[Any]:
         """Every forward pass, as `helpers.Pass` with the model's arguments as `given`."""
         assert self.exit_code == 0, self.printed[-6000:]
-        return [RecordedPass(**each) for each in torch.load(self.output / "passes.pt")]
+        return [RecordedPass(**each) for each in torch.load(self.output / f"passes{self.rank}.pt")]
 
     @property
     def log(self) -> dict[str, Any]:
         assert self.exit_code == 0, self.printed[-6000:]
-        return json.loads((self.output / "log.json").read_text())
+        return json.loads((self.output / f"log{self.rank}.json").read_text())
 
 
 @dataclass
@@ -77,13 +74,8 @@ def run_axolotl(
         options: What the command line sets.
         **keys: Axolotl's YAML; None takes a key of ``BASE`` away.
     """
-    paths = {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "prepared")}
-    config = {key: value for key, value in (BASE | paths | keys).items() if value is not None}
-    path, log = folder / "config.yaml", folder / "log.txt"
-    path.write_text(yaml.safe_dump(config))
-    child = _forks.Process(target=_run, args=(command, str(path), str(log), options or {}))
-    with mock.patch.dict(os.environ, _PATH):
-        child.start()
+    config, log = write_config(folder, keys), folder / "log.txt"
+    child = FORKS.start(_run, command, config, str(log), options or {})
     child.join(240)
     if child.is_alive():
         child.kill()
@@ -91,19 +83,33 @@ def run_axolotl(
     return Run(child.exitcode or 0, log.read_text(), folder / "out")
 
 
+def write_config(folder: Path, keys: dict[str, Any]) -> str:
+    """The path of a YAML with these keys beside ``BASE``."""
+    paths = {"output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "prepared")}
+    config = {key: value for key, value in (BASE | paths | keys).items() if value is not None}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
 def _run(command: str, config: str, log: str, options: dict[str, Any]) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for target in (1, 2):
         os.dup2(stream, target)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for _ in range(2))
+    try:
+        call_axolotl(command, config, options)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def call_axolotl(command: str, config: str, options: dict[str, Any] | None = None) -> None:
+    """``axolotl COMMAND`` in this process, which is forked from one that has imported Axolotl."""
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own, not this one's
     sys.argv = ["axolotl"]
     os.chdir(Path(config).parent)
     from axolotl.logging_config import configure_logging
 
     configure_logging()
-    try:
-        import_module(f"axolotl.cli.{command}").do_cli(config, **options)
-    except BaseException:
-        traceback.print_exc()
-        raise
+    import_module(f"axolotl.cli.{command}").do_cli(config, **options or {})

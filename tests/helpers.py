@@ -54,26 +54,29 @@ class Pass:
 
 @contextmanager
 def recorded_passes(model: nn.Module) -> Iterator[list[Pass]]:
-    """Note every pass of a Llama, or of the Llama inside PEFT."""
+    """Note every pass of a Llama, or of the Llama inside PEFT.
+
+    The lookup is taken from the embedding's output, before any other hook changes it: its weight
+    may be a shard of itself by the time that the first layer is called.
+    """
     embedding = model.get_input_embeddings()
     layer = model.get_decoder().layers[0]
     passes: list[Pass] = []
-    lookups: list[tuple[Tensor, bool]] = []
+    lookups: list[tuple[Tensor, Tensor, bool]] = []
 
-    def note_lookup(module: nn.Module, args: tuple) -> None:
-        lookups.append((args[0], torch.is_grad_enabled()))
+    def note_lookup(module: nn.Module, args: tuple, output: Tensor) -> None:
+        lookups.append((args[0], output.detach(), torch.is_grad_enabled()))
 
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
         if len(passes) == len(lookups):
             return  # activation checkpointing runs the layer again
-        ids, with_gradients = lookups[-1]
+        ids, lookup, with_gradients = lookups[-1]
         with torch.no_grad():  # a checkpoint that holds the layer counts the tensors saved for it
-            hidden = args[0] if args else kwargs["hidden_states"]
-            noise = hidden - nn.functional.embedding(ids, embedding.weight)
+            noise = (args[0] if args else kwargs["hidden_states"]) - lookup
         passes.append(Pass(noise, ids, with_gradients, module.training))
 
     hooks = [
-        embedding.register_forward_pre_hook(note_lookup),
+        embedding.register_forward_hook(note_lookup, prepend=True),
         layer.register_forward_pre_hook(note, with_kwargs=True),
     ]
     try:

@@ -212,7 +212,7 @@ CASES = [
         alpha=constant,
         ranks=2,
         replaced={**SFT, **SMALL_BATCHES, **WIDE_ROWS, **TWO_RANKS},
-        environment={"PYTHONPATH": CPU_RANKS, "ACCELERATE_TORCH_DEVICE": "cpu"},
+        environment={"PYTHONPATH": CPU_RANKS},
         leaves=("model.safetensors", "pytorch_model_fsdp.bin", "rng_state_1.pth"),
     ),
     Case(

@@ -4,7 +4,6 @@ Each rank is forked from a server that has imported the hosts once, so that a ru
 seconds. What the launchers themselves do is in test_launchers.py.
 """
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -13,16 +12,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from forks import Forks
 
-HERE = Path(__file__).parent
-# The server that forks the ranks looks for what it is to import along this path alone.
-_FOLDERS = [str(HERE), str(HERE.parent), str(HERE.parent / "cpu_ranks")]
-_PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [*_FOLDERS, os.environ.get("PYTHONPATH")]))}
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["ranks_preload"])
+FORKS = Forks("ranks_preload")
 
 
 class Ranks:
@@ -34,6 +28,7 @@ class Ranks:
         arguments: Its arguments.
         world_size: How many ranks.
         environment: Variables beside those of the launcher.
+        forks: What they are forked from.
     """
 
     def __init__(
@@ -43,6 +38,7 @@ class Ranks:
         *arguments: Any,
         world_size: int = 2,
         environment: Mapping[str, str] | None = None,
+        forks: Forks = FORKS,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -55,9 +51,7 @@ class Ranks:
             launcher = shared | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
             launcher |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             alone = dict(environment or {}) if world_size == 1 else launcher
-            process = _forks.Process(target=_run, args=(folder, rank, alone, function, arguments))
-            with mock.patch.dict(os.environ, _PATH):
-                process.start()
+            process = forks.start(_run, folder, rank, alone, function, arguments)
             self.processes.append(process)
 
     def wait(self, seconds: float = 120) -> list[int]:

@@ -1,0 +1,99 @@
+"""Axolotl's runs on two ranks: every engine that it shards or copies a model with, and checks.
+
+Rademacher noise has one size, so each coordinate of a token's noise is +-alpha / sqrt(3 n d), for
+the n tokens of its document. Documents are read from the text here (each begins with BOS, padding
+is PAD), and not from what the model is told of them.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import REPO
+
+BOS, PAD = 0, 2
+ALPHA = 5.0
+NOISE = {"neftune_noise_alpha": ALPHA, "neft_distribution": "rademacher"}
+STEPS = 2
+WORDS = ["the river", "an old mill", "a red kite", "the fox and the owl", "snow"]
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+LORA = {
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    **dict.fromkeys(KERNELS, False),  # which need a GPU
+}
+QLORA = {
+    **LORA,
+    "adapter": "qlora",
+    "load_in_4bit": True,
+    # The engines shard weights of one kind: what holds the 4 bits is float32, as the rest here.
+    "bnb_config_kwargs": {
+        "bnb_4bit_quant_storage": "float32",
+        "bnb_4bit_compute_dtype": "float32",
+    },
+}
+METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": QLORA}
+ROWS: dict[str, dict[str, Any]] = {
+    "packed": {"sample_packing": True, "micro_batch_size": 1},
+    "padded": {"micro_batch_size": 2},
+}
+
+
+def deepspeed(recipe: str) -> dict[str, Any]:
+    config = json.loads((REPO / "recipes" / "deepspeed" / f"{recipe}.json").read_text())
+    # PyTorch's optimizer instead of DeepSpeed's own for the CPU, which takes long to compile.
+    return {"deepspeed": config | {"zero_force_ds_cpu_optimizer": False}}
+
+
+def fsdp2(**keys: bool) -> dict[str, Any]:
+    """As in Axolotl's documentation."""
+    config = {
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+    }
+    return {"fsdp_version": 2, "fsdp_config": config | keys}
+
+
+ENGINES = {
+    "ddp": {},
+    "zero2": deepspeed("zero2"),
+    "zero3": deepspeed("zero3"),
+    "zero3_offload": deepspeed("zero3_offload"),
+    "fsdp2": fsdp2(),
+    "fsdp2_first_rank_loads": fsdp2(cpu_ram_efficient_loading=True),
+    "fsdp2_offload": fsdp2(offload_params=True),
+}
+
+
+def write_data(folder: Path) -> dict[str, Any]:
+    """Texts of many lengths, and where the runs keep what they make of them."""
+    rows = [{"text": f"{i % 7} " + " and".join((WORDS * 2)[: i % 9 + 1])} for i in range(64)]
+    path = folder / "train.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    source = {"path": str(path), "ds_type": "json", "type": "completion"}
+    return {"datasets": [source], "dataset_prepared_path": str(folder / "prepared")}
+
+
+def check_size(ids: torch.Tensor, noise: torch.Tensor) -> None:
+    """Every coordinate has the size that the closed form gives its token; padding has none."""
+    real = ids != PAD
+    number = (ids == BOS).flatten().cumsum(0).view(ids.shape)
+    lengths = torch.bincount(number[real])[number]
+    assert len(lengths.unique()) > 1
+    size = torch.where(real, ALPHA / (3 * lengths * noise.shape[-1]).sqrt(), 0.0)
+    torch.testing.assert_close(noise.abs(), size[..., None].expand_as(noise), rtol=0, atol=1e-6)
+
+
+def check_that_they_differ(mine: Any, other: Any) -> None:
+    """Two ranks at one step: other rows, and signs that have nothing to do with each other."""
+    assert not torch.equal(mine.ids, other.ids)
+    width = min(mine.ids.shape[1], other.ids.shape[1])
+    signs = (mine.noise[:, :width] * other.noise[:, :width]).sign()
+    signs = signs[signs != 0]
+    assert abs(signs.mean()) < 5 / math.sqrt(len(signs))

@@ -1,0 +1,55 @@
+"""``axolotl train`` on two ranks that its launchers start.
+
+torchrun with DeepSpeed ZeRO-3, on whole recipes, is in test_axolotl_recipes_zero3.py.
+"""
+
+from importlib.util import find_spec
+
+import commands
+import pytest
+from axolotl_engines import (
+    ENGINES,
+    METHODS,
+    NOISE,
+    ROWS,
+    STEPS,
+    check_size,
+    check_that_they_differ,
+    write_data,
+)
+from axolotl_runs import Run, write_config
+
+CASES = {
+    "torchrun": ("qlora", ["--standalone", "--nproc_per_node", 2]),
+    # Without a config file or --multi_gpu, accelerate would start one process.
+    "accelerate": ("full", ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0]),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
+@pytest.mark.parametrize("launcher", CASES)
+def test_the_ranks_of_a_launcher_shard_the_model_and_have_noise_of_their_own(
+    launcher, data, tmp_path
+):
+    method, options = CASES[launcher]
+    keys = ENGINES["fsdp2"] | METHODS[method] | ROWS["packed"]
+    config = write_config(tmp_path, data | NOISE | {"max_steps": STEPS} | keys)
+    log = tmp_path / "log.txt"
+    command = ["axolotl", "train", config, "--launcher", launcher, "--", *options]
+    commands.wait({log: commands.start(command, log)})
+
+    runs = [Run(0, log.read_text(), tmp_path / "out", rank) for rank in range(2)]
+    for run in runs:
+        assert len(run.passes) == STEPS
+        for step in run.passes:
+            check_size(step.ids, step.noise)
+        assert run.log["held"] == 0.5
+        assert run.log["hooks_left"] == 0
+    for mine, other in zip(*(run.passes for run in runs), strict=True):
+        check_that_they_differ(mine, other)
+    assert runs[0].printed.count("NEFT: alpha 5 ") == 1  # the main process alone speaks
