@@ -184,7 +184,9 @@ class NEFTCallback(TrainerCallback):
         record = {"neft_plugins_version": __version__, **self.config.to_dict()}
         path = Path(directory) / CONFIG_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unfinished = path.with_suffix(".tmp")  # a kill leaves the old file, or the new one, whole
+        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
     def _tell_what_changed(self, args: TrainingArguments, state: TrainerState) -> None:
         """Where the run goes on from a checkpoint: which knobs are not what they were there."""
@@ -192,10 +194,19 @@ class NEFTCallback(TrainerCallback):
         checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         if isinstance(given, str) and Path(given).is_dir():
             checkpoint = Path(given)
-        record = checkpoint / CONFIG_FILE
-        if state.global_step == 0 or not record.is_file():
+        if state.global_step == 0:
             return
-        before = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            self.logger.warning(
+                "NEFT: resumed at step %d, but %s cannot be read (%s), so nobody knows whether "
+                "the noise is what it was. Compare the keys with those of the run before.",
+                state.global_step,
+                checkpoint / CONFIG_FILE,
+                error,
+            )
+            return
         changed = [
             f"{knob} {before.get(knob)!r} -> {value!r}"
             for knob, value in self.config.to_dict().items()

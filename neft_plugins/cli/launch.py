@@ -8,6 +8,7 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from neft_plugins.config import NEFTConfig
 from neft_plugins.trl import sft
+from neft_plugins.trl.checkpoints import check_checkpoint
 
 
 def launch_sft(arguments: list[str]) -> int:
@@ -22,13 +23,13 @@ def launch_sft(arguments: list[str]) -> int:
         The exit code of the training process.
 
     Raises:
-        ValueError: For a wrong value, an unknown ``neft_*`` key or a missing dataset, before
-            anything is launched.
+        ValueError: For a wrong value, an unknown ``neft_*`` key, a missing dataset or a path that
+            is no checkpoint, before anything is launched.
         yaml.YAMLError: If the recipe is not YAML.
     """
     if arguments and arguments[-1] == "--config":
         raise ValueError("`--config` needs the path of a YAML file.")
-    script, _, _, mixture, config_rest, command_rest = sft.make_parser(
+    script, training, _, mixture, config_rest, command_rest = sft.make_parser(
         prog="neft sft"
     ).parse_args_and_config(
         arguments, return_remaining_strings=True, separate_remaining_strings=True
@@ -36,6 +37,7 @@ def launch_sft(arguments: list[str]) -> int:
     rest = config_rest + command_rest
     NEFTConfig.from_keys(dict.fromkeys(_option_names(rest)))
     sft.check_dataset_is_named(script, mixture)
+    check_checkpoint(training.resume_from_checkpoint)
     launch_arguments = [
         *resolve_accelerate_config_argument(rest),
         *("--module", sft.__name__),

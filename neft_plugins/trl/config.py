@@ -30,6 +30,8 @@ class NEFTSFTConfig(SFTConfig):
         neft_length: Which length scales the noise; 'sequence' where unset.
         neft_scale: 'absolute', or 'relative' to each embedding's RMS.
         neft_seed: Seed of the noise; ``seed`` where unset.
+        resume_from_checkpoint: A checkpoint's path, or 'latest'. On the command line 'latest' may
+            be left out.
 
     Raises:
         NEFTConfigError: For a value that is not allowed, or a ``neft_*`` key without an alpha.
@@ -66,6 +68,15 @@ class NEFTSFTConfig(SFTConfig):
         "absolute", "absolute, or relative: alpha is then the noise-to-signal ratio (0.02 to 0.2)."
     )
     neft_seed: int | None = _key(None, "Seed of the noise; the value of seed where unset.")
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint to go on from; alone or with 'latest', the newest complete one of "
+            "output_dir, if there is any.",
+            "nargs": "?",
+            "const": "latest",
+        },
+    )
 
     def __post_init__(self) -> None:
         self._parse_schedule_args()

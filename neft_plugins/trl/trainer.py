@@ -1,5 +1,6 @@
 """NEFTSFTTrainer: SFTTrainer with the noise of its NEFTSFTConfig."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from trl import SFTTrainer
 from neft_plugins.callback import NEFTCallback
 from neft_plugins.config import KEY_KNOBS, NEFTConfig
 from neft_plugins.passes import NOTED
+from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
 
 
 class NEFTSFTTrainer(SFTTrainer):
@@ -32,10 +34,22 @@ class NEFTSFTTrainer(SFTTrainer):
             self.neftune_noise_alpha = None  # what the built-in hook goes by
             self.neft = NEFTCallback(config).add_to(self)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``SFTTrainer.train``; an exception, too, leaves the model without a hook."""
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As ``SFTTrainer.train``; an exception, too, leaves the model without a hook.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's path. True (or ``true``, ``latest``) for the
+                newest *complete* one of the output folder; where there is none, training begins at
+                step 0.
+            *args: As in ``SFTTrainer.train``.
+            **kwargs: Likewise.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
+        self.args.resume_from_checkpoint = checkpoint  # where the callback looks for the old keys
         try:
-            return super().train(*args, **kwargs)
+            return super().train(checkpoint, *args, **kwargs)
         finally:
             if self.neft is not None:
                 self.neft.remove()
@@ -55,6 +69,15 @@ class NEFTSFTTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As ``SFTTrainer.save_model``, with ``neft_config.json`` beside the model."""
+        if _internal_call and output_dir and self.args.should_save:
+            # A checkpoint that is saved anew is not complete until it is again.
+            (Path(output_dir) / STATE_FILE).unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
         if self.neft is not None and self.args.should_save:
             self.neft.save_config(output_dir or self.args.output_dir or ".")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last that each rank saves. Only when all have may the main rank save STATE_FILE, which
+        # says that the checkpoint is complete, and delete older ones.
+        self.accelerator.wait_for_everyone()
