@@ -61,10 +61,6 @@ REFUSED = [
     ({"neft_schedule": "cosine"}, f"`neft_schedule` {NO_ALPHA}"),
     ({"neft_tokens": "response"}, f"`neft_tokens` {NO_ALPHA}"),
     (
-        {**ON, "context_parallel_size": 2},
-        "`context_parallel_size: 2` splits each document over ranks",
-    ),
-    (
         {**ON, "neft_tokens": "prompt", "train_on_inputs": True},
         "`neft_tokens: prompt` chooses no token with `train_on_inputs`",
     ),

@@ -26,9 +26,10 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
     return {**BASE, "distributed_type": "DEEPSPEED", "deepspeed_config": config}
 
 
-def zero_from_file(name: str) -> dict[str, Any]:
+def zero_from_file(name: str, **more: Any) -> dict[str, Any]:
     """A DeepSpeed JSON of ours, as the `deepspeed` key of the trainer's arguments takes it."""
     config = json.loads((REPO / "recipes" / "deepspeed" / f"{name}.json").read_text())
+    config["zero_optimization"] |= more
     # DeepSpeed would compile its own Adam for offloaded states, half a minute of work.
     return {**BASE, "deepspeed": config | {"zero_force_ds_cpu_optimizer": False}}
 
@@ -55,7 +56,9 @@ ENGINES = {
     "FSDP2": fsdp2(fsdp_cpu_ram_efficient_loading=True),
     "FSDP2, CPU offload": fsdp2(fsdp_offload_params=True),
     "ZeRO-1": zero(1),
+    "ZeRO-1, CPU offload": zero_from_file("zero2", stage=1, offload_optimizer={"device": "cpu"}),
     "ZeRO-2": zero_from_file("zero2"),
+    "ZeRO-2, CPU offload": zero_from_file("zero2", offload_optimizer={"device": "cpu"}),
     "ZeRO-3": zero_from_file("zero3"),
     "ZeRO-3, without zero.Init": zero(3, zero3_init_flag=False),
     "ZeRO-3, CPU offload": zero_from_file("zero3_offload"),
