@@ -5,7 +5,6 @@ and every engine. Which engine it is, accelerate's own variables say when it fir
 """
 
 import os
-import sys
 from typing import Any
 
 
@@ -42,8 +41,7 @@ def _prepare_backend(state: Any, *args: object, **kwargs: object) -> tuple[str, 
     """
     from accelerate.utils import DistributedType
 
-    # The arguments of a trainer may name it after this, and have it imported before.
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or "deepspeed" in sys.modules:
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
         _gather_without_compiling()
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return "gloo", DistributedType.MULTI_CPU

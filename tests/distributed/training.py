@@ -31,7 +31,7 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
         The noise, the tokens and the place of each micro-batch; losses; what was left behind.
     """
     how = how or {}
-    dtype = "bfloat16" if how.get("adapter") == "qlora" else "float32"
+    dtype = how.get("dtype") or ("bfloat16" if how.get("adapter") == "qlora" else "float32")
     defaults = {
         "output_dir": folder,
         "max_steps": 2,
@@ -62,6 +62,7 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
     with recorded(trainer.model) as passes, profiler as profiled:
         trainer.train(resume_from_checkpoint=how.get("resume"))
     record["passes"] = passes
+    record["device"] = trainer.accelerator.device.type
     record["log"] = [log for log in trainer.state.log_history if "loss" in log]
     if profiled is not None:
         counts = {event.key: event.count for event in profiled.key_averages()}
@@ -126,7 +127,7 @@ def recorded(model: Any):
         if lookup and torch.is_grad_enabled() and module.training:
             ids, clean = lookup
             noise = (hidden.detach() - clean).float()
-            passes.append({"ids": ids, "noise": noise})
+            passes.append({"ids": ids.cpu(), "noise": noise.cpu()})
             lookup.clear()
 
     hooks = [
