@@ -1,5 +1,6 @@
 """Axolotl on two ranks, over every engine. Its launchers are in test_axolotl_launchers.py."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from axolotl_engines import (
 )
 from axolotl_runs import Run, call_axolotl, write_config
 from forks import Forks
+from helpers import REPO
 from ranks import Ranks
 
 needs_axolotl = pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
@@ -101,3 +103,16 @@ def check_that_signs_are_the_same(mine: Any, other: Any, same_rows: bool) -> Non
     signs = mine.noise.sign() * other.noise.sign()
     assert (signs != 0).float().mean() > 0.2  # the rest is padding in one of them
     assert (signs >= 0).all()
+
+
+def test_the_page_names_the_cells_that_are_run():
+    page = (REPO / "docs" / "distributed.md").read_text()
+    rows = re.findall(r"^\| (\w+) \|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
+    named = {
+        (name, method, packing.strip())
+        for name, *cells in rows
+        if name in ENGINES
+        for method, packing in zip(METHODS, cells, strict=True)
+        if packing.strip()
+    }
+    assert named == set(CASES)

@@ -1,5 +1,6 @@
 """Under every engine the noise is that of one process, and nothing else of training changes."""
 
+import re
 from importlib.util import find_spec
 
 import engines
@@ -12,6 +13,7 @@ from checks import (
     check_is_the_noise_of,
     check_replicas_differ,
 )
+from helpers import REPO
 
 ADAPTERS = ("full", "lora", "qlora")
 # The whole table is run on the newest versions; on axolotl's pins, each engine once.
@@ -93,3 +95,11 @@ def test_a_global_batch_has_the_same_noise_however_ranks_share_it(alone, tmp_pat
         assert [log["loss"] for log in ranks[0]["log"]] == pytest.approx(losses, rel=1e-5)
         for name, weight in one["weights"].items():
             torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=0, atol=1e-4)
+
+
+def test_the_page_names_the_cells_that_are_run():
+    page = (REPO / "docs" / "distributed.md").read_text()
+    rows = re.findall(r"^\| (DDP|FSDP2.*?|ZeRO.*?) \| (.*) \|$", page, re.MULTILINE)
+    every = [["padded, packed"] * len(ADAPTERS)] * len(engines.ENGINES)
+    assert [name for name, _ in rows] == list(engines.ENGINES)
+    assert [cells.split(" | ") for _, cells in rows] == every
