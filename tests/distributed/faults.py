@@ -48,11 +48,10 @@ def start(
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = engines.launched(ENGINES[engine], folder) if engine else {}
-    keys = keys | {"use_cpu": "ACCELERATE_USE_FSDP" not in environment}  # see cpu_ranks
     return Ranks(
         folder / f"run{len(list(folder.glob('run*')))}",
         _train,
-        *(str(folder / "out"), keys, how, fault, rank),
+        *(str(folder / "out"), {"use_cpu": True} | keys, how, fault, rank),
         world_size=ranks if engine else 1,
         environment=environment,
     )

@@ -2,7 +2,6 @@
 
 import random
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -137,23 +136,3 @@ def recorded(model: Any):
     yield passes
     for hook in hooks:
         hook.remove()
-
-
-def environment(config: dict[str, Any], folder: Path) -> dict[str, str]:
-    """The variables by which ``accelerate launch --config_file`` tells its ranks of a config."""
-    import os
-
-    import yaml
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    path = folder / "accelerate.yaml"
-    path.write_text(yaml.safe_dump(config))
-    args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
-    args, _, _ = _validate_launch_command(args)
-    if config["distributed_type"] == "DEEPSPEED":
-        args.deepspeed_fields_from_accelerate_config = ",".join(config["deepspeed_config"])
-        _, found = prepare_deepspeed_cmd_env(args)
-    else:
-        found = prepare_multi_gpu_env(args)
-    return {key: value for key, value in found.items() if os.environ.get(key) != value}
