@@ -23,9 +23,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS))
-sys.path.insert(0, str(TESTS / "distributed"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "distributed"))
 
 import engines
 import torch
