@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from axolotl_engines import FORKS
+from axolotl_runs import call_axolotl
 from helpers import MODEL, REPO
+from ranks import Ranks
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 RECIPES = REPO / "recipes" / "axolotl"
@@ -159,31 +159,16 @@ def run_recipe(name: str, folder: Path, ranks: int = 1) -> Run:
         config["val_set_size"] = 0.0
     path = folder / name
     path.write_text(yaml.safe_dump(config))
-    launch = ["--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [str(Path(sys.executable).with_name("axolotl")), "train", str(path)]
-    environment = {
-        "AXOLOTL_DO_NOT_TRACK": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    if ranks > 1:
-        command += launch
-        environment["PYTHONPATH"] = str(REPO / "tests" / "cpu_ranks")
-    inherited = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
-    done = subprocess.run(
-        command,
-        env=inherited | environment,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=300,
+    processes = Ranks(
+        folder / "ranks",
+        call_axolotl,
+        *("train", str(path), {}, str(REPO)),
+        world_size=ranks,
+        forks=FORKS,
     )
-    return Run(recipe, config, done.returncode, done.stdout, folder)
+    codes = processes.wait(240)
+    printed = "\n".join(path.read_text() for path in (folder / "ranks").glob("rank*.txt"))
+    return Run(recipe, config, max(map(abs, codes)), printed, folder)
 
 
 def make_tokenizer(family: str, folder: Path) -> PreTrainedTokenizerBase:

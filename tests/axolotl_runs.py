@@ -104,11 +104,20 @@ def _run(command: str, config: str, log: str, options: dict[str, Any]) -> None:
         raise
 
 
-def call_axolotl(command: str, config: str, options: dict[str, Any] | None = None) -> None:
-    """``axolotl COMMAND`` in this process, which is forked from one that has imported Axolotl."""
+def call_axolotl(
+    command: str, config: str, options: dict[str, Any] | None = None, folder: str = ""
+) -> None:
+    """``axolotl COMMAND`` in this process, which is forked from one that has imported Axolotl.
+
+    Args:
+        command: train, preprocess or evaluate.
+        config: Path of the YAML.
+        options: What the command line sets.
+        folder: Where the command is given; unset, beside the config.
+    """
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own, not this one's
     sys.argv = ["axolotl"]
-    os.chdir(Path(config).parent)
+    os.chdir(folder or Path(config).parent)
     from axolotl.logging_config import configure_logging
 
     configure_logging()

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forks import Forks
 from helpers import REPO
 
+FORKS = Forks("axolotl_ranks_preload")
 BOS, PAD = 0, 2
 ALPHA = 5.0
 NOISE = {"neftune_noise_alpha": ALPHA, "neft_distribution": "rademacher"}

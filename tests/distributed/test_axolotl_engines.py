@@ -9,6 +9,7 @@ import pytest
 import torch
 from axolotl_engines import (
     ENGINES,
+    FORKS,
     METHODS,
     NOISE,
     PAD,
@@ -19,13 +20,11 @@ from axolotl_engines import (
     write_data,
 )
 from axolotl_runs import Run, call_axolotl, write_config
-from forks import Forks
 from helpers import REPO
 from ranks import Ranks
 
 needs_axolotl = pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
 
-FORKS = Forks("axolotl_ranks_preload")
 SHARDED = [name for name in ENGINES if name.startswith(("zero3", "fsdp2"))]
 # Axolotl refuses 4 bits where the first rank alone loads the weights.
 CASES = [

@@ -1,7 +1,4 @@
-"""``axolotl train`` on two ranks that its launchers start.
-
-torchrun with DeepSpeed ZeRO-3, on whole recipes, is in test_axolotl_recipes_zero3.py.
-"""
+"""``axolotl train`` on two ranks that its launchers start."""
 
 from importlib.util import find_spec
 
@@ -20,9 +17,13 @@ from axolotl_engines import (
 from axolotl_runs import Run, write_config
 
 CASES = {
-    "torchrun": ("qlora", ["--standalone", "--nproc_per_node", 2]),
+    "torchrun": ("zero3", "qlora", ["--standalone", "--nproc_per_node", 2]),
     # Without a config file or --multi_gpu, accelerate would start one process.
-    "accelerate": ("full", ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0]),
+    "accelerate": (
+        "fsdp2",
+        "full",
+        ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0],
+    ),
 }
 
 
@@ -36,8 +37,8 @@ def data(tmp_path_factory):
 def test_the_ranks_of_a_launcher_shard_the_model_and_have_noise_of_their_own(
     launcher, data, tmp_path
 ):
-    method, options = CASES[launcher]
-    keys = ENGINES["fsdp2"] | METHODS[method] | ROWS["packed"]
+    engine, method, options = CASES[launcher]
+    keys = ENGINES[engine] | METHODS[method] | ROWS["packed"]
     config = write_config(tmp_path, data | NOISE | {"max_steps": STEPS} | keys)
     log = tmp_path / "log.txt"
     command = ["axolotl", "train", config, "--launcher", launcher, "--", *options]
