@@ -42,14 +42,14 @@ def _prepare_backend(state: Any, *args: object, **kwargs: object) -> tuple[str, 
     from accelerate.utils import DistributedType
 
     if os.environ.get("DS_ACCELERATOR") == "cpu":
-        _gather_without_compiling()
+        gather_without_compiling()
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return "gloo", DistributedType.MULTI_CPU
     _shard_on_cpu(state)
     return "gloo", DistributedType.MULTI_GPU
 
 
-def _gather_without_compiling() -> None:
+def gather_without_compiling() -> None:
     """Have DeepSpeed gather by what gloo can do."""
     import deepspeed
 

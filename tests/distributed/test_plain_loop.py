@@ -1,0 +1,87 @@
+"""``attach_neft`` around what wraps a model in a loop of one's own, on two ranks."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import tiny_llama
+from ranks import run_on_ranks
+from torch import distributed as dist
+
+from neft_plugins import NEFTConfig, attach_neft
+
+TOKENS, HIDDEN, STEPS = 9, 64, 3
+
+
+def wrap(model: Any, engine: str) -> Any:
+    if engine == "DDP":
+        return torch.nn.parallel.DistributedDataParallel(model)
+    if engine == "FSDP2":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+    import deepspeed
+    from gloo_ranks import gather_without_compiling
+
+    gather_without_compiling()
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+        "zero_optimization": {"stage": int(engine[-1])},
+    }
+    return deepspeed.initialize(model=model, config=config)[0]
+
+
+def loop(engine: str) -> dict[str, Any]:
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    inner = tiny_llama(hidden_size=HIDDEN)
+    lookups: list[torch.Tensor] = []
+    noise: list[torch.Tensor] = []
+    inner.model.embed_tokens.register_forward_hook(
+        lambda module, args, output: lookups.append(output.detach())
+    )
+    inner.model.layers[0].register_forward_pre_hook(
+        lambda module, args: noise.append(args[0].detach() - lookups[-1])
+    )
+    model = wrap(inner, engine)
+    before = hooks(model)
+    config = NEFTConfig(alpha=5.0, distribution="rademacher", schedule="linear", seed=3)
+    with attach_neft(model, config, total_steps=STEPS) as neft:
+        for step in range(STEPS):
+            neft.set_step(step)
+            ids = torch.randint(3, 64, (2, TOKENS))
+            loss = model(input_ids=ids, labels=ids).loss
+            if engine.startswith("ZeRO"):
+                model.backward(loss)
+                model.step()
+            else:
+                loss.backward()
+    return {"noise": noise, "left": hooks(model) - before}
+
+
+def hooks(model: torch.nn.Module) -> int:
+    """ZeRO-3 adds some of its own in the first pass; ours are told by where they are from."""
+    return sum(
+        type(getattr(hook, "__self__", None)).__module__.startswith("neft_plugins")
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+
+
+@pytest.mark.parametrize("engine", ["DDP", "FSDP2", "ZeRO-2", "ZeRO-3"])
+def test_the_wrapped_model_has_the_noise(engine, tmp_path):
+    if engine.startswith("ZeRO"):
+        pytest.importorskip("deepspeed")
+    ranks = run_on_ranks(tmp_path, loop, engine)
+    for step, (one, other) in enumerate(zip(*(rank["noise"] for rank in ranks), strict=True)):
+        size = 5.0 * (1 - step / STEPS) / (3 * TOKENS * HIDDEN) ** 0.5
+        for noise in (one, other):
+            torch.testing.assert_close(noise.abs(), torch.full_like(noise, size))
+        agreement = (one * other).sign().mean()
+        assert abs(agreement) < 0.12  # 4 sigma of 1152 draws
+    assert [rank["left"] for rank in ranks] == [0, 0]
