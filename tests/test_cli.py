@@ -1,8 +1,12 @@
 """The ``neft`` command, as a user runs it."""
 
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
+import commands
 import pytest
 from helpers import DATA, MODEL, neft
 
@@ -105,6 +109,19 @@ def test_a_rank_that_fails_is_told_once(recipe, tmp_path):
     assert result.returncode == 1
     assert str(tmp_path / "nowhere") in result.stderr
     assert "launch_sft" not in result.stderr  # no traceback of the launcher's
+
+
+def test_ctrl_c_ends_every_rank(recipe, tmp_path):
+    (tmp_path / "two.yaml").write_text(TWO_PROCESSES)
+    options = ["--accelerate_config", tmp_path / "two.yaml", "--max_steps", 100_000]
+    log = tmp_path / "log.txt"
+    process = commands.start(["neft", "sft", "--config", recipe, *options], log)
+    while "'neft/alpha'" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+    assert "launch_sft" not in log.read_text()  # no traceback of the launcher's
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import subprocess
 
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
@@ -49,6 +50,8 @@ def launch_sft(arguments: list[str]) -> int:
         return error.returncode
     except ChildFailedError as error:  # of several ranks; torchrun has said which one failed
         return error.get_first_failure()[1].exitcode
+    except SignalException as stopped:  # Ctrl-C while several ranks run
+        return 128 + stopped.sigval
     return 0
 
 

@@ -33,7 +33,12 @@ def start(
     environment |= {"PATH": path.strip(os.pathsep)}
     with log.open("wb") as stream:
         return subprocess.Popen(
-            list(map(str, command)), cwd=REPO, env=environment, stdout=stream, stderr=stream
+            list(map(str, command)),
+            cwd=REPO,
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,  # as a terminal, whose Ctrl-C is for all that it started
         )
 
 
