@@ -164,7 +164,8 @@ def main(
         record = {
             "what": "median step time and peak memory of a rank, beside a run without noise",
             "command": f"python tests/benchmarks/ranks_cost.py --model {Path(model).name} "
-            f"--tokens {tokens} --steps {steps} --rounds {rounds}",
+            f"--tokens {tokens} --steps {steps} --rounds {rounds}"
+            + "".join(f" --engines {name!r}" for name in names),
             "batch": "4 rows a rank; two gloo ranks but for 'one process'; one thread each",
             "machine": machine(),
             "seed": 0,
