@@ -5,6 +5,7 @@ seconds. What the launchers themselves do is in test_launchers.py.
 """
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -117,6 +118,8 @@ def _run(
         os.dup2(stream, target)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for _ in range(2))
     os.environ |= environment
+    # As at a terminal: what is started in the background is born deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import gloo_ranks
 
     gloo_ranks.prepare()
