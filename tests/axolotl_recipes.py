@@ -167,7 +167,7 @@ def run_recipe(name: str, folder: Path, ranks: int = 1) -> Run:
         forks=FORKS,
     )
     codes = processes.wait(240)
-    printed = "\n".join(path.read_text() for path in (folder / "ranks").glob("rank*.txt"))
+    printed = "\n".join(map(processes.output, range(ranks)))
     return Run(recipe, config, max(map(abs, codes)), printed, folder)
 
 

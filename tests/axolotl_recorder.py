@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.collators import V2BatchSamplerDataCollatorForSeq2Seq
-from helpers import recorded_passes
+from helpers import count_hooks, recorded_passes
 from torch.distributed.tensor import DTensor
 
 GIVEN = ("attention_mask", "position_ids", "labels")
@@ -70,15 +70,6 @@ class SquashingRecorder(RecorderPlugin):
 
     def get_collator_cls_and_kwargs(self, cfg, is_eval=False):
         return V2BatchSamplerDataCollatorForSeq2Seq, {"squash_position_ids": True}
-
-
-def count_hooks(model) -> int:
-    """Our hooks on a model and its modules."""
-    modules = list(model.modules())
-    hooks = [
-        h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-    ]
-    return sum(hook.__module__.startswith("neft_plugins") for hook in hooks)
 
 
 def share_of_weights(model) -> float:

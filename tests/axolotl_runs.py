@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import sys
-import traceback
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from forks import Forks
+from forks import Forks, printing_to
 from helpers import MODEL, Pass
 
 PLUGIN = "neft_plugins.NEFTPlugin"
@@ -93,15 +92,8 @@ def write_config(folder: Path, keys: dict[str, Any]) -> str:
 
 
 def _run(command: str, config: str, log: str, options: dict[str, Any]) -> None:
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for target in (1, 2):
-        os.dup2(stream, target)
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for _ in range(2))
-    try:
+    with printing_to(log):
         call_axolotl(command, config, options)
-    except BaseException:
-        traceback.print_exc()
-        raise
 
 
 def call_axolotl(

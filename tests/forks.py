@@ -1,7 +1,10 @@
 """Processes for the tests, forked from a server that has imported the slow hosts once."""
 
 import os
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,20 @@ from unittest import mock
 
 TESTS = Path(__file__).parent
 FOLDERS = [TESTS, TESTS / "distributed", TESTS / "cpu_ranks"]
+
+
+@contextmanager
+def printing_to(path: str | Path) -> Iterator[None]:
+    """All that this process prints, its errors too, goes to a file from now on."""
+    stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for target in (1, 2):
+        os.dup2(stream, target)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for _ in range(2))
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        raise
 
 
 class Forks:

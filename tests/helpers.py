@@ -38,6 +38,15 @@ def neft(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+def count_hooks(model: nn.Module) -> int:
+    """Our hooks on a model and its modules."""
+    modules = list(model.modules())
+    hooks = [
+        h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    return sum(hook.__module__.startswith("neft_plugins") for hook in hooks)
+
+
 @dataclass
 class Pass:
     """One forward pass as the first decoder layer saw it."""

@@ -26,7 +26,7 @@ def check_is_the_noise_of(one: dict, ranks: list[dict]) -> None:
     for index, expected in enumerate(one["passes"]):
         step, k = divmod(index, global_batch)
         micro_step, rank = divmod(k, len(ranks))
-        (found,) = [ranks[rank]["passes"][step * accumulation + micro_step]]
+        found = ranks[rank]["passes"][step * accumulation + micro_step]
         assert torch.equal(found["ids"], expected["ids"]), (step, k)
         torch.testing.assert_close(found["noise"], expected["noise"], rtol=0, atol=1e-5)
         assert expected["noise"].abs().max() > 0

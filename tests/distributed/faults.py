@@ -13,6 +13,7 @@ from unittest import mock
 import engines
 import torch
 import training
+from helpers import count_hooks
 from ranks import Ranks
 from transformers import TrainerState
 
@@ -69,12 +70,6 @@ def _train(
         return training.train(folder, keys, how)
 
 
-def output(run: Ranks, rank: int) -> str:
-    """All that a rank has printed so far."""
-    path = run.folder / f"rank{rank}.txt"
-    return path.read_text() if path.exists() else ""
-
-
 @contextmanager
 def told_what_is_left() -> Iterator[None]:
     """Print how many of our hooks are on the model after training, however it ended."""
@@ -84,13 +79,7 @@ def told_what_is_left() -> Iterator[None]:
         try:
             return train(self, *args, **kwargs)
         finally:
-            hooks = [
-                hook
-                for module in self.model.modules()
-                for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-                if type(getattr(hook, "__self__", None)).__module__.startswith("neft_plugins")
-            ]
-            print(f"{len(hooks)} hooks are left")
+            print(f"{count_hooks(self.model)} hooks are left")
 
     with mock.patch.object(NEFTSFTTrainer, "train", train_and_tell):
         yield

@@ -1,21 +1,19 @@
 """Several ranks on this machine's CPU: real processes and a real gloo group.
 
 Each rank is forked from a server that has imported the hosts once, so that a run of two ranks takes
-seconds. What the launchers themselves do is in test_launchers.py.
+seconds. The launchers themselves are run by the users of commands.py.
 """
 
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from forks import Forks
+from forks import Forks, printing_to
 
 FORKS = Forks("ranks_preload")
 
@@ -87,10 +85,14 @@ class Ranks:
             process.join()
 
     def printed(self, rank: int | None = None) -> str:
-        """What a rank, or every rank, has printed."""
+        """The end of what a rank, or every rank, has printed."""
         ranks = range(len(self.processes)) if rank is None else [rank]
-        texts = ((self.folder / f"rank{each}.txt").read_text() for each in ranks)
-        return "\n".join(text[-4000:] for text in texts)
+        return "\n".join(self.output(each)[-4000:] for each in ranks)
+
+    def output(self, rank: int) -> str:
+        """All that a rank has printed so far."""
+        path = self.folder / f"rank{rank}.txt"
+        return path.read_text() if path.exists() else ""
 
     def results(self, seconds: float = 120) -> list[Any]:
         """What the function returned on each rank."""
@@ -113,21 +115,14 @@ def _run(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    stream = os.open(folder / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for target in (1, 2):
-        os.dup2(stream, target)
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for _ in range(2))
     os.environ |= environment
     # As at a terminal: what is started in the background is born deaf to Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    import gloo_ranks
+    with printing_to(folder / f"rank{rank}.txt"):
+        import gloo_ranks
 
-    gloo_ranks.prepare()
-    try:
+        gloo_ranks.prepare()
         result = function(*arguments)
         torch.save(result, folder / f"rank{rank}.pt")
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # see the end of neft_plugins.trl.sft.main
-    except BaseException:
-        traceback.print_exc()
-        raise

@@ -13,7 +13,7 @@ import pytest
 import torch
 import training
 from datasets import Dataset
-from faults import before, output, raises, start
+from faults import before, raises, start
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from neft_plugins import NEFTSFTTrainer
@@ -55,14 +55,14 @@ def test_a_rank_that_fails_ends_the_run_and_says_why(engine, fault, tmp_path):
     run = start(tmp_path, engine, KEYS, what, rank=1)
     codes = run.wait_as_a_launcher(60)
     assert all(codes)
-    assert message in output(run, 1)
-    assert "0 hooks are left" in output(run, 1)
+    assert message in run.output(1)
+    assert "0 hooks are left" in run.output(1)
 
 
 @pytest.mark.parametrize("engine", [None, "DDP"])
 def test_ctrl_c_ends_every_rank(engine, tmp_path):
     run = start(tmp_path, engine, KEYS | {"max_steps": 100_000})
-    while "'loss'" not in output(run, 0):
+    while "'loss'" not in run.output(0):
         assert run.processes[0].is_alive(), run.printed()
         time.sleep(0.05)
     for process in run.processes:
@@ -70,7 +70,7 @@ def test_ctrl_c_ends_every_rank(engine, tmp_path):
     assert all(run.wait(60))
     assert "KeyboardInterrupt" in run.printed()
     for rank in range(len(run.processes)):
-        assert "0 hooks are left" in output(run, rank)
+        assert "0 hooks are left" in run.output(rank)
 
 
 @pytest.mark.parametrize("engine", [None, "DDP"])
@@ -160,11 +160,11 @@ def test_a_full_disk_is_told_and_what_it_cut_short_is_not_resumed(engine, file, 
     keys = KEYS | {"save_strategy": "steps", "save_steps": 1}
     full = start(tmp_path, engine, keys)
     assert full.wait_as_a_launcher(60)[0]
-    assert "0 hooks are left" in output(full, 0)
+    assert "0 hooks are left" in full.output(0)
     # The first is PyTorch's way to say it.
     told = {"optimizer.pt": "unexpected pos", "neft_config.tmp": "No space left on device"}
-    assert told[file] in output(full, 0)
+    assert told[file] in full.output(0)
     (checkpoint / file).unlink()
     again = start(tmp_path, engine, keys, resume="latest")
     assert [len(record["passes"]) for record in again.results()] == [2] * len(again.processes)
-    assert "passed over: checkpoint-1 in" in output(again, 0)
+    assert "passed over: checkpoint-1 in" in again.output(0)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_llama
+from helpers import count_hooks, tiny_llama
 from ranks import run_on_ranks
 from torch import distributed as dist
 
@@ -49,7 +49,6 @@ def loop(engine: str) -> dict[str, Any]:
         lambda module, args: noise.append(args[0].detach() - lookups[-1])
     )
     model = wrap(inner, engine)
-    before = hooks(model)
     config = NEFTConfig(alpha=5.0, distribution="rademacher", schedule="linear", seed=3)
     with attach_neft(model, config, total_steps=STEPS) as neft:
         for step in range(STEPS):
@@ -61,16 +60,7 @@ def loop(engine: str) -> dict[str, Any]:
                 model.step()
             else:
                 loss.backward()
-    return {"noise": noise, "left": hooks(model) - before}
-
-
-def hooks(model: torch.nn.Module) -> int:
-    """ZeRO-3 adds some of its own in the first pass; ours are told by where they are from."""
-    return sum(
-        type(getattr(hook, "__self__", None)).__module__.startswith("neft_plugins")
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
+    return {"noise": noise, "left": count_hooks(model)}
 
 
 @pytest.mark.parametrize("engine", ["DDP", "FSDP2", "ZeRO-2", "ZeRO-3"])
