@@ -4,20 +4,17 @@ The public names are imported on first use, so importing this package loads no h
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from neft_plugins.version import __version__
 
 if TYPE_CHECKING:
     from neft_plugins.axolotl import NEFTPlugin
-    from neft_plugins.callback import NEFTCallback
     from neft_plugins.config import NEFTConfig
-    from neft_plugins.hooks import NEFTHandle, attach_neft
+    from neft_plugins.model import NEFTHandle, attach_neft
+    from neft_plugins.trainer import NEFTCallback
     from neft_plugins.trl import NEFTSFTConfig, NEFTSFTTrainer
 
-try:
-    __version__ = version("neft-plugins")
-except PackageNotFoundError:
-    __version__ = "0+not.installed"
 
 __all__ = [
     "NEFTCallback",
@@ -33,9 +30,9 @@ __all__ = [
 # Public name -> its module, the host it needs, and the extra that installs that host.
 _NAMES: dict[str, tuple[str, str, str]] = {
     "NEFTConfig": ("config", "torch", ""),
-    "attach_neft": ("hooks", "torch", ""),
-    "NEFTHandle": ("hooks", "torch", ""),
-    "NEFTCallback": ("callback", "transformers", "trl"),
+    "attach_neft": ("model", "torch", ""),
+    "NEFTHandle": ("model", "torch", ""),
+    "NEFTCallback": ("trainer", "transformers", "trl"),
     "NEFTSFTConfig": ("trl", "trl", "trl"),
     "NEFTSFTTrainer": ("trl", "trl", "trl"),
     "NEFTPlugin": ("axolotl", "axolotl", "axolotl"),

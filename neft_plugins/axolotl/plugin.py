@@ -7,8 +7,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
-from neft_plugins.callback import NEFTCallback
 from neft_plugins.config import ALPHA_KEY, NEFTConfig, NEFTConfigError
+from neft_plugins.trainer.callback import NEFTCallback
 
 # Of other packages' loggers, Axolotl shows warnings only.
 LOG = get_logger("axolotl.neft_plugins")

@@ -7,7 +7,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from neft_plugins import __version__, registry
+from neft_plugins import registry
+from neft_plugins.version import __version__
 
 
 class CleanError(click.ClickException):

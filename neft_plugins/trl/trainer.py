@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from neft_plugins.callback import NEFTCallback
 from neft_plugins.config import KEY_KNOBS, NEFTConfig
-from neft_plugins.passes import NOTED
+from neft_plugins.model.hooks import NOTED
+from neft_plugins.trainer.callback import NEFTCallback
 from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
 
 

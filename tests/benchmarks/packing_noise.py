@@ -25,7 +25,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from axolotl_runs import PLUGIN, RECORDER, run_axolotl
 from helpers import DATA, MODEL, REPO

@@ -23,8 +23,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "distributed"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import engines
 import torch

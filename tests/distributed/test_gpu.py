@@ -17,7 +17,7 @@ from reference import ENCODINGS, Document, Embedder
 
 from neft_plugins import NEFTConfig, attach_neft
 
-SCRIPT = Path(__file__).with_name("train_and_record.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "train_and_record.py"
 BF16 = {"dtype": "bfloat16"}
 ROUNDING = 4e-3  # of a difference of embeddings in bfloat16
 ZERO3 = json.loads((REPO / "recipes" / "deepspeed" / "zero3.json").read_text())

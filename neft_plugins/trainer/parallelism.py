@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from accelerate.state import AcceleratorState, is_initialized
 from transformers import TrainingArguments
 
-from neft_plugins.shards import SequenceShards, context_parallel_shards, contiguous_shards
+from neft_plugins.model.shards import SequenceShards, context_parallel_shards, contiguous_shards
 
 
 class Place(NamedTuple):

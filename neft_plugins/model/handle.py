@@ -7,12 +7,12 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from neft_plugins import embeddings as finder
 from neft_plugins.config import NEFTConfig, NEFTWarning
+from neft_plugins.model import embeddings as finder
+from neft_plugins.model.hooks import NOTED, EmbeddingHook, ForwardPasses
+from neft_plugins.model.shards import SequenceShards
+from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise import meter, seeds
-from neft_plugins.passes import NOTED, EmbeddingHook, ForwardPasses
-from neft_plugins.shards import SequenceShards
-from neft_plugins.sites import NoiseSite
 
 
 def attach_neft(

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from neft_plugins import NEFTConfig, NEFTHandle, attach_neft
-from neft_plugins import embeddings as finder
+from neft_plugins.model import embeddings as finder
 
 ALPHA = 5.0
 CONFIG = NEFTConfig(alpha=ALPHA, distribution="rademacher", seed=7)

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from types import SimpleNamespace
 
-from neft_plugins.parallelism import find_place
+from neft_plugins.trainer.parallelism import find_place
 
 
 def test_tensor_parallel_ranks_share_a_data_rank():
@@ -27,7 +27,7 @@ def test_tensor_parallelism_is_accelerates_where_the_arguments_do_not_name_it():
     code = """
         from types import SimpleNamespace
         from accelerate import Accelerator, ParallelismConfig
-        from neft_plugins.parallelism import find_place
+        from neft_plugins.trainer.parallelism import find_place
 
         Accelerator(cpu=True).state.parallelism_config = ParallelismConfig(tp_size=2)
         args = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-TESTS = Path(__file__).parent
-FOLDERS = [TESTS, TESTS / "distributed", TESTS / "cpu_ranks"]
+SUPPORT = Path(__file__).parent
+FOLDERS = [SUPPORT, SUPPORT / "cpu_ranks"]
 
 
 @contextmanager

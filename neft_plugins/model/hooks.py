@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neft_plugins import embeddings as finder
 from neft_plugins.config import NEFTWarning
-from neft_plugins.sites import NoiseSite
+from neft_plugins.model import embeddings as finder
+from neft_plugins.model.site import NoiseSite
 
 TOKENS = {"input_ids", "inputs_embeds"}
 NOTED = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from neft_plugins import NEFTConfig, attach_neft
-from neft_plugins.shards import SequenceShards
+from neft_plugins.model.shards import SequenceShards
 
 ALPHA = 5.0
 FILL = {"input_ids": PAD, "labels": -100, "shift_labels": -100, "seq_idx": -1}

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from neft_plugins import __version__
 from neft_plugins.config import ALPHA_KEY, NEFTConfig
-from neft_plugins.hooks import NEFTHandle, attach_neft, attached_handle
-from neft_plugins.parallelism import find_place
-from neft_plugins.passes import NoNoiseError
+from neft_plugins.model.handle import NEFTHandle, attach_neft, attached_handle
+from neft_plugins.model.hooks import NoNoiseError
+from neft_plugins.trainer.parallelism import find_place
+from neft_plugins.version import __version__
 
 CONFIG_FILE = "neft_config.json"
 """Written beside each checkpoint, so that a run can be told from its output."""

@@ -15,9 +15,9 @@ from transformers.integrations.neftune import activate_neftune
 
 from neft_plugins import NEFTConfig, attach_neft
 from neft_plugins.config import NEFTWarning
-from neft_plugins.hooks import attached_handle
+from neft_plugins.model.handle import attached_handle
+from neft_plugins.model.hooks import NoNoiseError
 from neft_plugins.noise.tokens import MissingLabelsError
-from neft_plugins.passes import NoNoiseError
 
 CONFIG = NEFTConfig(alpha=5.0)
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neft_plugins import embeddings as finder
 from neft_plugins import registry
 from neft_plugins.config import NEFTConfig
-from neft_plugins.embeddings import InputEmbedding
+from neft_plugins.model import embeddings as finder
+from neft_plugins.model.embeddings import InputEmbedding
+from neft_plugins.model.shards import SequenceShards
 from neft_plugins.noise import inject, lengths, meter
 from neft_plugins.noise.tokens import IGNORED_LABEL, MissingLabelsError, TokenView
-from neft_plugins.shards import SequenceShards
 
 Batch = Mapping[str, Any]
 

@@ -11,8 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import neft_plugins
 from neft_plugins import NEFTCallback, NEFTConfig, attach_neft
-from neft_plugins.hooks import attached_handle
-from neft_plugins.passes import NoNoiseError
+from neft_plugins.model.handle import attached_handle
+from neft_plugins.model.hooks import NoNoiseError
 
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
 

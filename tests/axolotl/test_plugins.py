@@ -137,7 +137,7 @@ def test_a_plugin_that_cannot_be_imported_is_not_swallowed(name):
     result = run_code(f"""
         import sys
         from axolotl.integrations.base import PluginManager
-        sys.modules["neft_plugins.callback"] = None
+        sys.modules["neft_plugins.trainer.callback"] = None
         PluginManager.get_instance().register({name!r})
         print("went on")
     """)

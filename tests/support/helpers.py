@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 MODEL = str(REPO / "recipes" / "quickstart" / "model")
 DATA = str(REPO / "recipes" / "quickstart" / "data")
 

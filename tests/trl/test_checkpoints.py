@@ -10,9 +10,9 @@ import pytest
 from test_trl import make_trainer
 from transformers import Trainer
 
-from neft_plugins.callback import CONFIG_FILE, NEFTCallback
 from neft_plugins.cli.launch import launch_sft
 from neft_plugins.config import NEFTConfig
+from neft_plugins.trainer.callback import CONFIG_FILE, NEFTCallback
 from neft_plugins.trl.checkpoints import STATE_FILE, check_checkpoint, find_checkpoint
 from neft_plugins.trl.sft import make_parser
 

@@ -49,7 +49,7 @@ SMALL_BATCHES = {"per_device_train_batch_size": "8", "gradient_accumulation_step
 WIDE_ROWS = {"pad_to_multiple_of": "64"}
 # trl 1.9.0 leaves out device_map="auto" on several GPUs only, and ZeRO-3 refuses it.
 ON_CPU_RANKS = '{"device_map": null}'
-CPU_RANKS = str(REPO / "tests" / "cpu_ranks")
+CPU_RANKS = str(REPO / "tests" / "support" / "cpu_ranks")
 TWO_RANKS = {"num_processes": "2", "main_process_port": "0"}
 
 # Var(eps^2) / E[eps^2]^2 of one coordinate: what the measured RMS may stray by.

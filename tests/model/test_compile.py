@@ -6,7 +6,7 @@ from helpers import tiny_llama
 from reference import ENCODINGS, Document, Embedder
 
 from neft_plugins import NEFTConfig, attach_neft
-from neft_plugins.passes import NoNoiseError
+from neft_plugins.model.hooks import NoNoiseError
 
 DOCUMENTS = [Document(7, 3), Document(4, 2)]
 DECAY = {"alpha": 5.0, "schedule": "cosine", "warmup_steps": 2, "alpha_end": 0.0}
