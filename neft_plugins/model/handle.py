@@ -79,6 +79,7 @@ class NEFTHandle:
     Attributes:
         config: What noise.
         total_steps: Optimizer steps of the run, or None.
+        seed: The seed of the noise, as resolved.
         alpha: alpha(t) at the step last set.
         run: What the noise was attached for, compared by identity; None in a plain loop.
     """
@@ -98,7 +99,7 @@ class NEFTHandle:
         self.total_steps = total_steps
         self.run: object = None
         self._schedule = config.build_schedule(total_steps)
-        self._seed, self._rank, self._world_size = seed, data_rank, data_world_size
+        self.seed, self._rank, self._world_size = seed, data_rank, data_world_size
         self._shards = shards
         self._sites = sites
         self._sums: Tensor | None = None
@@ -141,7 +142,7 @@ class NEFTHandle:
         shard = 0 if self._shards is None else self._shards.rank
         for index, site in enumerate(self._sites):
             site.alpha.fill_(self.alpha)
-            site.seed.fill_(seeds.noise_seed(self._seed, step, micro_batch, index, shard))
+            site.seed.fill_(seeds.noise_seed(self.seed, step, micro_batch, index, shard))
 
     def set_batch(self, **batch: Tensor | None) -> None:
         """Say what the model will not be told, such as the labels of a loss computed outside it.

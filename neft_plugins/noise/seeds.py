@@ -10,6 +10,9 @@ import struct
 
 import torch
 
+DRAWS_VERSION = 2
+"""Goes up whenever the same seed gives other draws; noted beside checkpoints."""
+
 
 def micro_batch_index(micro_step: int, data_rank: int, data_world_size: int) -> int:
     """k: the index of a micro-batch in its global batch.
