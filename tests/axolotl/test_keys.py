@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("axolotl")
 
 from axolotl_runs import PLUGIN, run_axolotl
-from test_axolotl_modes import data as data
 
 from neft_plugins.axolotl import NEFTArgs
 from neft_plugins.config import KEY_KNOBS

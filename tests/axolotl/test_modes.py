@@ -1,9 +1,4 @@
-"""The noise in each of Axolotl's ways to fine-tune: real runs, the equation at every token.
-
-Rademacher noise has one size, so a token's noise is alpha / sqrt(3 n d) in every coordinate, for
-the n tokens of its document. Documents are read from the text here (each begins with BOS, padding
-is PAD), and not from what the model is told of them.
-"""
+"""The noise in each of Axolotl's ways to fine-tune: real runs, the equation at every token."""
 
 import json
 import math
@@ -16,88 +11,18 @@ from safetensors.torch import load_file
 
 pytest.importorskip("axolotl")
 
+from axolotl_noise import ALPHA, LORA, NOISE, PAD, QLORA, check_noise, documents_of
 from axolotl_runs import PLUGIN, RECORDER, run_axolotl
 
-BOS, PAD = 0, 2
-ALPHA = 5.0
-NOISE = {"neftune_noise_alpha": ALPHA, "neft_distribution": "rademacher"}
-PROMPTED = {"field_instruction": "prompt", "field_output": "completion", "format": "{instruction}"}
-WORDS = ["the river", "an old mill", "a red kite", "the fox and the owl", "snow"]
-QLORA = {
-    "adapter": "qlora",
-    "load_in_4bit": True,
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "lora_target_linear": True,
-    "lora_mlp_kernel": False,
-    "lora_qkv_kernel": False,
-    "lora_o_kernel": False,
-    "lora_embedding_kernel": False,
-}
-LORA = {**QLORA, "adapter": "lora", "load_in_4bit": None}
 LISA = {"lisa_layers_attribute": "model.layers"}
 PACKED = {"sample_packing": True, "sequence_len": 128, "max_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Prompts and completions of many lengths."""
-    rows = [
-        {"prompt": f"Tell of {WORDS[i % 5]}.\n", "completion": " and".join(WORDS[: i % 4 + 1])}
-        for i in range(48)
-    ]
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return {"datasets": [{"path": str(path), "ds_type": "json", "type": PROMPTED}]}
 
 
 def streamed(data):
     """The same rows, as Axolotl streams a local file."""
     (source,) = data["datasets"]
-    return {"datasets": [{"path": "json", "data_files": [source["path"]], "type": PROMPTED}]}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """Plain texts of many lengths, to pretrain on."""
-    lines = [{"text": " and".join((WORDS * 2)[: i % 7 + 1])} for i in range(60)]
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in lines))
-    source = {"path": "json", "data_files": [str(path)], "text_column": "text", "type": "pretrain"}
-    return {"pretraining_dataset": [source]}
-
-
-def documents_of(ids):
-    """(B, T): the number of each token's document, and which tokens are real, from the text."""
-    return (ids == BOS).flatten().cumsum(0).view(ids.shape), ids != PAD
-
-
-def check_noise(step, alpha=ALPHA, tokens="all", length="sequence"):
-    """Every coordinate of every token has the size that the equation gives it."""
-    number, real = documents_of(step.ids)
-    labels = step.given.get("labels")
-    rule = {
-        "all": lambda: real,
-        "response": lambda: labels != -100,
-        "prompt": lambda: real & (labels == -100),
-    }
-    noised = rule[tokens]() & real
-    counted = noised if length == "noised" else real
-    hidden_size = step.noise.shape[-1]
-    expected = torch.zeros(step.ids.shape)
-    for document in number.unique():
-        inside = number == document
-        count = int((inside & counted).sum())
-        expected[inside & noised] = alpha / math.sqrt(3 * max(count, 1) * hidden_size)
-    assert noised.any()
-    rounding = 0.5 * torch.finfo(step.noise.dtype).eps  # of a sum under 1
-    torch.testing.assert_close(
-        step.noise.float().abs(),
-        expected.unsqueeze(-1).expand(step.noise.shape),
-        rtol=1e-3,
-        atol=rounding,
-    )
-    return number, real
+    how = {"path": "json", "data_files": [source["path"]], "type": source["type"]}
+    return {"datasets": [how]}
 
 
 MODES = {

@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("axolotl")
 
+from axolotl_noise import NOISE, check_noise
 from axolotl_runs import PLUGIN, RECORDER, run_axolotl
 from helpers import MODEL
-from test_axolotl_modes import NOISE, check_noise
-from test_axolotl_modes import data as data
 
 OTHERS = {
     "liger": (

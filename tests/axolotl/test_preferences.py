@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("axolotl")
 
+from axolotl_noise import ALPHA, LORA, NOISE, QLORA
 from axolotl_runs import run_axolotl
-from test_axolotl_modes import ALPHA, LORA, NOISE, QLORA
 
 PROMPTS = ["the river", "an old mill", "a red kite", "the fox", "snow on the hill"]
 

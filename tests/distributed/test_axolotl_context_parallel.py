@@ -9,9 +9,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from axolotl_engines import ENGINES, ROWS, check_size, check_that_they_differ, write_data
+from axolotl_engines import (
+    ENGINES,
+    ROWS,
+    check_size,
+    check_that_they_differ,
+    train,
+    write_data,
+)
 from axolotl_runs import PLUGIN, RECORDER
-from test_axolotl_engines import train
 
 WITHOUT_A_RING = {
     "context_parallel_size": 2,

@@ -2,26 +2,23 @@
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from axolotl_engines import (
     ENGINES,
-    FORKS,
     METHODS,
-    NOISE,
-    PAD,
     ROWS,
     STEPS,
     check_size,
     check_that_they_differ,
+    train,
     write_data,
 )
-from axolotl_runs import Run, call_axolotl, write_config
+from axolotl_noise import PAD
+from axolotl_runs import Run
 from helpers import REPO
-from ranks import Ranks
 
 needs_axolotl = pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
 
@@ -45,16 +42,6 @@ CASES = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, Any]:
     return write_data(tmp_path_factory.mktemp("data"))
-
-
-def train(folder: Path, data: dict[str, Any], ranks: int = 2, **keys: Any) -> list[Run]:
-    """A run of Axolotl on each rank; one rank accumulates what two have at a time."""
-    steps = {"max_steps": STEPS, "gradient_accumulation_steps": 2 // ranks}
-    folder.mkdir(exist_ok=True)
-    config = write_config(folder, data | NOISE | steps | keys)
-    started = Ranks(folder, call_axolotl, "train", config, world_size=ranks, forks=FORKS)
-    started.results()
-    return [Run(0, started.printed(rank), folder / "out", rank) for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module")

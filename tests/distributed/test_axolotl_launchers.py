@@ -7,13 +7,13 @@ import pytest
 from axolotl_engines import (
     ENGINES,
     METHODS,
-    NOISE,
     ROWS,
     STEPS,
     check_size,
     check_that_they_differ,
     write_data,
 )
+from axolotl_noise import NOISE
 from axolotl_runs import Run, write_config
 
 CASES = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import recorded_passes, tiny_llama
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from test_callback import InterruptAt, make_trainer
+from plain_trainer import InterruptAt, make_trainer
 from torch import nn
 from transformers import (
     AutoModelForSeq2SeqLM,

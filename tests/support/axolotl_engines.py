@@ -1,9 +1,4 @@
-"""Axolotl's runs on two ranks: every engine that it shards or copies a model with, and checks.
-
-Rademacher noise has one size, so each coordinate of a token's noise is +-alpha / sqrt(3 n d), for
-the n tokens of its document. Documents are read from the text here (each begins with BOS, padding
-is PAD), and not from what the model is told of them.
-"""
+"""Axolotl's runs on two ranks: every engine that it shards or copies a model with, and checks."""
 
 import json
 import math
@@ -11,34 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from axolotl_noise import ALPHA, LORA, NOISE, QLORA, documents_of
+from axolotl_runs import Run, call_axolotl, write_config
 from forks import Forks
 from helpers import REPO
+from ranks import Ranks
 
 FORKS = Forks("axolotl_ranks_preload")
-BOS, PAD = 0, 2
-ALPHA = 5.0
-NOISE = {"neftune_noise_alpha": ALPHA, "neft_distribution": "rademacher"}
 STEPS = 2
 WORDS = ["the river", "an old mill", "a red kite", "the fox and the owl", "snow"]
-KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
-LORA = {
-    "adapter": "lora",
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "lora_target_linear": True,
-    **dict.fromkeys(KERNELS, False),  # which need a GPU
-}
-QLORA = {
-    **LORA,
-    "adapter": "qlora",
-    "load_in_4bit": True,
-    # The engines shard weights of one kind: what holds the 4 bits is float32, as the rest here.
+# The engines shard weights of one kind: what holds the 4 bits is float32, as the rest here.
+IN_FLOAT32 = {
     "bnb_config_kwargs": {
         "bnb_4bit_quant_storage": "float32",
         "bnb_4bit_compute_dtype": "float32",
     },
 }
-METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": QLORA}
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": LORA,
+    "qlora": QLORA | IN_FLOAT32,
+}
 ROWS: dict[str, dict[str, Any]] = {
     "packed": {"sample_packing": True, "micro_batch_size": 1},
     "padded": {"micro_batch_size": 2},
@@ -82,10 +70,19 @@ def write_data(folder: Path) -> dict[str, Any]:
     return {"datasets": [source], "dataset_prepared_path": str(folder / "prepared")}
 
 
+def train(folder: Path, data: dict[str, Any], ranks: int = 2, **keys: Any) -> list[Run]:
+    """A run of Axolotl on each rank; one rank accumulates what two have at a time."""
+    steps = {"max_steps": STEPS, "gradient_accumulation_steps": 2 // ranks}
+    folder.mkdir(exist_ok=True)
+    config = write_config(folder, data | NOISE | steps | keys)
+    started = Ranks(folder, call_axolotl, "train", config, world_size=ranks, forks=FORKS)
+    started.results()
+    return [Run(0, started.printed(rank), folder / "out", rank) for rank in range(ranks)]
+
+
 def check_size(ids: torch.Tensor, noise: torch.Tensor) -> None:
     """Every coordinate has the size that the closed form gives its token; padding has none."""
-    real = ids != PAD
-    number = (ids == BOS).flatten().cumsum(0).view(ids.shape)
+    number, real = documents_of(ids)
     lengths = torch.bincount(number[real])[number]
     assert len(lengths.unique()) > 1
     size = torch.where(real, ALPHA / (3 * lengths * noise.shape[-1]).sqrt(), 0.0)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import recorded_passes, tiny_llama
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from plain_trainer import InterruptAt, Logs, make_trainer, rows
+from transformers import Trainer
 
 import neft_plugins
 from neft_plugins import NEFTCallback, NEFTConfig, attach_neft
@@ -15,59 +16,6 @@ from neft_plugins.model.handle import attached_handle
 from neft_plugins.model.hooks import NoNoiseError
 
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
-
-
-def rows(count: int = 32) -> list[dict[str, torch.Tensor]]:
-    made = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 64, (count, 9), generator=made)
-    mask = torch.ones_like(ids)
-    mask[::2, 6:] = 0
-    return [
-        {"input_ids": i, "attention_mask": m, "labels": i.masked_fill(m == 0, -100)}
-        for i, m in zip(ids, mask, strict=True)
-    ]
-
-
-def make_trainer(tmp_path, callbacks=(), model=None, cls=Trainer, **arguments) -> Trainer:
-    torch.manual_seed(0)
-    defaults = {
-        "output_dir": str(tmp_path),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 7,
-    }
-    model = tiny_llama(attention_dropout=0.1) if model is None else model
-    return cls(
-        model=model,
-        args=TrainingArguments(**defaults | arguments),
-        train_dataset=rows(),
-        eval_dataset=rows(4),
-        callbacks=list(callbacks),
-    )
-
-
-class InterruptAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-class Recorder(TrainerCallback):
-    def __init__(self):
-        self.logs = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs.append(dict(logs))
 
 
 def test_every_micro_batch_gets_the_noise_of_its_step(tmp_path):
@@ -91,7 +39,7 @@ def mask_of(ids: torch.Tensor) -> torch.Tensor:
 
 
 def test_metrics_are_in_the_log_at_each_logging_step(tmp_path):
-    before, after = Recorder(), Recorder()
+    before, after = Logs(), Logs()
     trainer = make_trainer(
         tmp_path, [before, NEFTCallback(CONFIG), after], eval_strategy="steps", eval_steps=2
     )
@@ -110,11 +58,11 @@ def test_metrics_are_in_the_log_at_each_logging_step(tmp_path):
 
 
 def test_added_first_every_other_callback_logs_the_metrics(tmp_path):
-    recorder = Recorder()
-    trainer = make_trainer(tmp_path, [recorder])
+    seen = Logs()
+    trainer = make_trainer(tmp_path, [seen])
     NEFTCallback(CONFIG).add_to(trainer)
     trainer.train()
-    assert all("neft/noise_rms" in log for log in recorder.logs if "loss" in log)
+    assert all("neft/noise_rms" in log for log in seen.logs if "loss" in log)
 
 
 def weights(trainer) -> torch.Tensor:

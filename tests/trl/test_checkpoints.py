@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_trl import make_trainer
+from sft_trainer import make_trainer
 from transformers import Trainer
 
 from neft_plugins.cli.launch import launch_sft

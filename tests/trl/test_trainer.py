@@ -5,54 +5,15 @@ import re
 
 import pytest
 import torch
-from datasets import Dataset
 from helpers import MODEL, recorded_passes
 from peft import LoraConfig
-from test_callback import InterruptAt, Recorder
+from plain_trainer import InterruptAt, Logs
+from sft_trainer import arguments, make_trainer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, TrlParser
 
-from neft_plugins import NEFTConfig, NEFTSFTConfig, NEFTSFTTrainer
+from neft_plugins import NEFTConfig, NEFTSFTConfig
 from neft_plugins.config import NEFTConfigError
-
-WORDS = ["fox, mill, red kite", "cat, beach, blue lamp", "owl, barn, green bell", "hen, hill, hat"]
-ROWS = [
-    {
-        "prompt": f"Write a story with these words: {WORDS[i % 4]}.\nStory:",
-        "completion": " Once upon a time" + " there was a river" * (i % 3 + 1) + ".",
-    }
-    for i in range(16)
-]
-
-
-def arguments(tmp_path, cls=NEFTSFTConfig, **given):
-    defaults = {
-        "output_dir": str(tmp_path),
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        "model_init_kwargs": {"dtype": "float32"},
-    }
-    return cls(**defaults | given)
-
-
-def make_trainer(tmp_path, model=MODEL, callbacks=None, cls=NEFTSFTTrainer, config=None, **given):
-    noise = {"neftune_noise_alpha": 5.0, "neft_distribution": "rademacher"}
-    more = {k: given.pop(k) for k in ("peft_config", "compute_loss_func") if k in given}
-    return cls(
-        model=model,
-        args=config or arguments(tmp_path, **noise | given),
-        train_dataset=Dataset.from_list(ROWS),
-        eval_dataset=Dataset.from_list(ROWS[:4]),
-        callbacks=callbacks,
-        **more,
-    )
 
 
 def hooks_on(model) -> int:
@@ -146,14 +107,14 @@ def test_labels_are_found_when_the_model_is_not_given_them(tmp_path, given):
 
 
 def test_metrics_reach_every_callback_and_only_training_logs(tmp_path):
-    recorder = Recorder()
+    seen = Logs()
     trainer = make_trainer(
-        tmp_path, callbacks=[recorder], eval_strategy="steps", eval_steps=1, neft_schedule="cosine"
+        tmp_path, callbacks=[seen], eval_strategy="steps", eval_steps=1, neft_schedule="cosine"
     )
     trainer.train()
-    logs = [log for log in recorder.logs if "loss" in log]
+    logs = [log for log in seen.logs if "loss" in log]
     assert [log["neft/alpha"] for log in logs] == pytest.approx([5.0, 3.75, 1.25])
-    assert not any("neft/alpha" in log for log in recorder.logs if "eval_loss" in log)
+    assert not any("neft/alpha" in log for log in seen.logs if "eval_loss" in log)
 
 
 def test_tensorboard_gets_the_metrics(tmp_path):
