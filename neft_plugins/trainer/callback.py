@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from neft_plugins.config import ALPHA_KEY, NEFTConfig
 from neft_plugins.model.handle import NEFTHandle, attach_neft, attached_handle
 from neft_plugins.model.hooks import NoNoiseError
+from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities
 from neft_plugins.trainer.parallelism import find_place
 from neft_plugins.version import __version__
 
@@ -101,6 +102,7 @@ class NEFTCallback(TrainerCallback):
         left = attached_handle(model)
         if left is not None and left.run is not None and left.run is not state:
             left.remove()
+        check_old_log_probabilities(args)
         if args.n_gpu > 1:
             raise ValueError(
                 f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} "
