@@ -1,4 +1,4 @@
-"""NEFTConfig: every knob, checked once."""
+"""NEFTConfig: every option, checked once."""
 
 import difflib
 import inspect
@@ -21,7 +21,7 @@ class NEFTWarning(UserWarning):
 
 
 class NEFTConfigError(ValueError):
-    """A wrong value of a knob; the message names the knob as the user wrote it."""
+    """A wrong value of an option; the message names the option as the user wrote it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class NEFTConfig:
 
     ``E' = E + m * g * alpha(t) / sqrt(L * D) * eps`` for each token, with eps of variance 1/3
     (NEFTune, arXiv 2310.05914, generalised). In YAML and ``NEFTSFTConfig``, ``alpha`` is
-    ``neftune_noise_alpha`` and every other knob has the prefix ``neft_``.
+    ``neftune_noise_alpha`` and every other option has the prefix ``neft_``.
 
     Args:
         alpha: Strength at the start, dimensionless, > 0; 5 to 15 in the paper. With ``scale:
@@ -152,7 +152,7 @@ class NEFTConfig:
 
         Args:
             keys: Any mapping; keys that do not begin with ``neft`` are not looked at.
-                None, and a knob's default, are the same as leaving it out.
+                None, and an option's default, are the same as leaving it out.
 
         Returns:
             The config, or None where there is no alpha and so no noise.
@@ -162,11 +162,11 @@ class NEFTConfig:
             alpha.
         """
         given = {
-            key: value for key, value in keys.items() if key in KEY_KNOBS and value is not None
+            key: value for key, value in keys.items() if key in KEY_OPTIONS and value is not None
         }
         for key in keys:
-            if key.lower().startswith("neft") and key not in KEY_KNOBS:
-                known = list(KEY_KNOBS)
+            if key.lower().startswith("neft") and key not in KEY_OPTIONS:
+                known = list(KEY_OPTIONS)
                 raise _error(
                     "Unknown key `{key}`; the keys are {known}.{hint}",
                     key=key,
@@ -175,7 +175,7 @@ class NEFTConfig:
                 )
         if ALPHA_KEY not in given:
             for key, value in given.items():
-                if value != _DEFAULTS[KEY_KNOBS[key]]:
+                if value != _DEFAULTS[KEY_OPTIONS[key]]:
                     raise _error(
                         "`{key}` is set but `{alpha_key}` is not, so there would be no noise. "
                         "Set `{alpha_key}` (5 to 15 is typical).",
@@ -185,7 +185,7 @@ class NEFTConfig:
             return None
         token = _spelling.set(KEY_NAMES)
         try:
-            return cls(**{KEY_KNOBS[key]: value for key, value in given.items()})
+            return cls(**{KEY_OPTIONS[key]: value for key, value in given.items()})
         finally:
             _spelling.reset(token)
 
@@ -238,24 +238,25 @@ class NEFTConfig:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every knob by its bare name, for JSON."""
+        """Every option by its bare name, for JSON."""
         return asdict(self)
 
 
-KEY_KNOBS: dict[str, str] = {
-    ALPHA_KEY if knob.name == "alpha" else PREFIX + knob.name: knob.name
-    for knob in fields(NEFTConfig)
+KEY_OPTIONS: dict[str, str] = {
+    ALPHA_KEY if option.name == "alpha" else PREFIX + option.name: option.name
+    for option in fields(NEFTConfig)
 }
-"""YAML key -> knob."""
-KEY_NAMES: dict[str, str] = {knob: key for key, knob in KEY_KNOBS.items()}
+"""YAML key -> option."""
+KEY_NAMES: dict[str, str] = {option: key for key, option in KEY_OPTIONS.items()}
 """Knob -> YAML key."""
-BARE_NAMES: dict[str, str] = {knob: knob for knob in KEY_NAMES}
+BARE_NAMES: dict[str, str] = {option: option for option in KEY_NAMES}
 _DEFAULTS: dict[str, Any] = {
-    knob.name: {} if knob.name == "schedule_args" else knob.default for knob in fields(NEFTConfig)
+    option.name: {} if option.name == "schedule_args" else option.default
+    for option in fields(NEFTConfig)
 }
 
 
-# How messages spell the knobs: bare in Python, with their prefix while `from_keys` reads YAML keys.
+# How messages spell options: bare in Python, with their prefix while `from_keys` reads YAML keys.
 _spelling: ContextVar[Mapping[str, str]] = ContextVar("spelling", default=BARE_NAMES)
 
 
@@ -263,11 +264,11 @@ def _error(template: str, **values: str) -> NEFTConfigError:
     return NEFTConfigError(template.format(**_spelling.get(), **values))
 
 
-def _check_choice(knob: str, value: Any, allowed: Iterable[str]) -> None:
+def _check_choice(option: str, value: Any, allowed: Iterable[str]) -> None:
     allowed = sorted(allowed)
     if not isinstance(value, str) or value not in allowed:
         raise _error(
-            f"`{{{knob}}}` must be one of {{allowed}}; got {{got}}.{{hint}}",
+            f"`{{{option}}}` must be one of {{allowed}}; got {{got}}.{{hint}}",
             allowed=_quoted(allowed),
             got=repr(value),
             hint=_closest(value, allowed),

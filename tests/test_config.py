@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from neft_plugins import NEFTConfig
-from neft_plugins.config import KEY_KNOBS, NEFTConfigError, NEFTWarning
+from neft_plugins.config import KEY_OPTIONS, NEFTConfigError, NEFTWarning
 
 WRONG_VALUES = [
     (
@@ -109,16 +109,16 @@ def test_a_wrong_key_says_what_to_do(keys, message):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
-    [({KEY_KNOBS[k]: v for k, v in keys.items()}, m) for keys, m in WRONG_VALUES[:-1]],
+    ("options", "message"),
+    [({KEY_OPTIONS[k]: v for k, v in keys.items()}, m) for keys, m in WRONG_VALUES[:-1]],
 )
-def test_python_names_have_no_prefix(knobs, message):
+def test_python_names_have_no_prefix(options, message):
     bare = message.replace("neftune_noise_alpha", "alpha").replace("neft_", "")
     with pytest.raises(NEFTConfigError, match=re.escape(bare)):
-        NEFTConfig(**{"alpha": 5, **knobs})
+        NEFTConfig(**{"alpha": 5, **options})
 
 
-@pytest.mark.parametrize("key", sorted(set(KEY_KNOBS) - {"neftune_noise_alpha"}))
+@pytest.mark.parametrize("key", sorted(set(KEY_OPTIONS) - {"neftune_noise_alpha"}))
 def test_a_key_without_an_alpha_is_an_error(key):
     values = {"neft_schedule_args": {"power": 2}, "neft_alpha_end": 1.0, "neft_seed": 3}
     message = (
@@ -167,7 +167,7 @@ def test_a_whole_number_of_steps_may_come_as_a_float():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "line"),
+    ("options", "line"),
     [
         (
             {"alpha": 5, "schedule": "cosine", "distribution": "gaussian", "tokens": "response"},
@@ -180,5 +180,5 @@ def test_a_whole_number_of_steps_may_come_as_a_float():
         ),
     ],
 )
-def test_describe(knobs, line):
-    assert NEFTConfig(**knobs).describe(120) == line
+def test_describe(options, line):
+    assert NEFTConfig(**options).describe(120) == line

@@ -30,7 +30,7 @@ import yaml
 from helpers import DATA, MODEL, REPO, tiny_llama
 
 from neft_plugins import NEFTConfig, registry
-from neft_plugins.config import KEY_KNOBS
+from neft_plugins.config import KEY_OPTIONS
 
 DOCS = REPO / "docs"
 PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -182,7 +182,7 @@ def check_yaml(text: str) -> None:
     """Noise keys, or a config of ``neft sft`` or of Axolotl, whose every key must be known."""
     keys = yaml.safe_load(text)
     assert NEFTConfig.from_keys(keys) is not None, "no noise"
-    if keys.keys() <= KEY_KNOBS.keys():
+    if keys.keys() <= KEY_OPTIONS.keys():
         return
     if any(str(plugin).endswith(".NEFTPlugin") for plugin in keys.get("plugins", [])):
         check_axolotl(keys)
@@ -357,9 +357,9 @@ def test_every_key_is_explained_with_its_default() -> None:
     page = DOCS / "keys.md"
     defaults = {str(row[0]): row[-1] for row in table_rows(page) if row[0].startswith("[`neft")}
     words = {"alpha": "off", "seed": "the trainer's seed"}
-    for key, knob in KEY_KNOBS.items():
+    for key, option in KEY_OPTIONS.items():
         assert f"\n## {key}\n" in page.read_text()
-        expected = words.get(knob, str(NEFTConfig(alpha=5.0).to_dict()[knob]))
+        expected = words.get(option, str(NEFTConfig(alpha=5.0).to_dict()[option]))
         assert defaults[f"[`{key}`](#{key})"] == expected
 
 
@@ -385,7 +385,7 @@ def test_every_variant_of_ours_is_explained_with_its_arguments(kind: registry.Ki
 
 def test_the_table_of_keys_in_the_readme_has_every_key() -> None:
     cells = [row[0] for row in table_rows(REPO / "README.md")]
-    for key in KEY_KNOBS:
+    for key in KEY_OPTIONS:
         assert any(f"`{key}`" in cell for cell in cells), key
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import SFTConfig
 
-from neft_plugins.config import KEY_KNOBS, NEFTConfig, NEFTConfigError
+from neft_plugins.config import KEY_OPTIONS, NEFTConfig, NEFTConfigError
 
 
 def _key(default: Any, description: str) -> Any:
@@ -85,7 +85,7 @@ class NEFTSFTConfig(SFTConfig):
 
     def neft_config(self) -> NEFTConfig | None:
         """The noise these arguments ask for; None where ``neftune_noise_alpha`` is unset."""
-        return NEFTConfig.from_keys({key: getattr(self, key) for key in KEY_KNOBS})
+        return NEFTConfig.from_keys({key: getattr(self, key) for key in KEY_OPTIONS})
 
     def _parse_schedule_args(self) -> None:
         if isinstance(self.neft_schedule_args, str):

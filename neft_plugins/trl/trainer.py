@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from neft_plugins.config import KEY_KNOBS, NEFTConfig
+from neft_plugins.config import KEY_OPTIONS, NEFTConfig
 from neft_plugins.model.hooks import NOTED
 from neft_plugins.trainer.callback import NEFTCallback
 from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
@@ -28,7 +28,7 @@ class NEFTSFTTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = NEFTConfig.from_keys({key: getattr(self.args, key, None) for key in KEY_KNOBS})
+        config = NEFTConfig.from_keys({key: getattr(self.args, key, None) for key in KEY_OPTIONS})
         self.neft: NEFTCallback | None = None
         if config is not None:
             self.neftune_noise_alpha = None  # what the built-in hook goes by

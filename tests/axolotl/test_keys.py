@@ -12,7 +12,7 @@ pytest.importorskip("axolotl")
 from axolotl_runs import PLUGIN, run_axolotl
 
 from neft_plugins.axolotl import NEFTArgs
-from neft_plugins.config import KEY_KNOBS
+from neft_plugins.config import KEY_OPTIONS
 
 ON = {"neftune_noise_alpha": 5}
 NO_ALPHA = (
@@ -120,7 +120,7 @@ def test_the_command_line_of_axolotl_sets_alpha(tmp_path, data):
 
 def test_every_key_is_an_argument_with_a_description():
     arguments = NEFTArgs.model_fields
-    assert {*arguments, "neftune_noise_alpha"} == set(KEY_KNOBS)
+    assert {*arguments, "neftune_noise_alpha"} == set(KEY_OPTIONS)
     for name, field in arguments.items():
         assert field.default is None, name
         assert field.json_schema_extra["description"], name

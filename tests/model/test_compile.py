@@ -34,7 +34,7 @@ def losses(model, step_model, batch, config, steps=5) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"tokens": "response"},
         {"length": "noised", "tokens": "prompt", "distribution": "gaussian"},
@@ -42,10 +42,10 @@ def losses(model, step_model, batch, config, steps=5) -> list[float]:
         {"scale": "relative"},
     ],
 )
-def test_one_graph_and_the_same_losses_as_eager(knobs):
+def test_one_graph_and_the_same_losses_as_eager(options):
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
     model = tiny_llama()
-    config = NEFTConfig(**DECAY, **knobs)
+    config = NEFTConfig(**DECAY, **options)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with_compile = losses(model, compiled, batch, config)
     torch.compiler.reset()

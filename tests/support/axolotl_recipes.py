@@ -263,8 +263,8 @@ def check_noise(run: Run, promise: Promise) -> None:
     if recipe.get("sample_packing"):  # two rows in each step: one after the other, or on two ranks
         assert run.steps[0]["tokens/total"] == 2 * recipe["sequence_len"]
     record = json.loads((run.folder / "out" / "neft_config.json").read_text())
-    for knob in ("distribution", "tokens", "scale"):
-        assert record[knob] == getattr(promise, knob), record
+    for option in ("distribution", "tokens", "scale"):
+        assert record[option] == getattr(promise, option), record
     for step, alpha in zip(run.steps, promise.alphas, strict=True):
         assert step["neft/alpha"] == pytest.approx(alpha, rel=1e-6), step
         if alpha == 0:
