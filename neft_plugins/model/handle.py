@@ -27,6 +27,7 @@ def attach_neft(
     seed: int | None = None,
     pad_token_id: int | None = None,
     shards: SequenceShards | None = None,
+    run: object = None,
 ) -> "NEFTHandle":
     """Add noise to a model's input embeddings in every training forward pass, until removed.
 
@@ -44,6 +45,7 @@ def attach_neft(
             ``attention_mask`` show their padding; unset, that of the model's config.
         shards: The ranks among which each row of a batch is cut (context parallelism), if any.
             They share a ``data_rank``.
+        run: What the noise is attached for, noted on the handle.
 
     Returns:
         The handle: a context manager, on which ``set_step`` is called for every micro-batch.
@@ -68,7 +70,7 @@ def attach_neft(
     seed = next(s for s in (config.seed, seed, torch.initial_seed()) if s is not None)
     alone = len(found) == 1
     sites = [NoiseSite(model, where, config, alone, pad_token_id, shards) for where in found]
-    return NEFTHandle(model, config, sites, total_steps, seed, rank, world_size, shards)
+    return NEFTHandle(model, config, sites, total_steps, seed, rank, world_size, shards, run)
 
 
 class NEFTHandle:
@@ -94,10 +96,11 @@ class NEFTHandle:
         data_rank: int,
         data_world_size: int,
         shards: SequenceShards | None = None,
+        run: object = None,
     ) -> None:
         self.config = config
         self.total_steps = total_steps
-        self.run: object = None
+        self.run = run
         self._schedule = config.build_schedule(total_steps)
         self.seed, self._rank, self._world_size = seed, data_rank, data_world_size
         self._shards = shards

@@ -120,9 +120,9 @@ class NEFTCallback(TrainerCallback):
             shards=place.shards,
             seed=args.seed,
             pad_token_id=getattr(tokenizer, "pad_token_id", None),
+            run=state,
             **self._options,
         )
-        self.handle.run = state
         if state.is_world_process_zero:
             self.logger.info("NEFT: %s", self.config.describe(state.max_steps))
             self._tell_what_changed(args, state)
