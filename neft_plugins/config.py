@@ -1,16 +1,16 @@
-"""NEFTConfig: every option, checked once."""
+"""NEFTConfig: every option, its text, its check."""
 
 import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, InitVar, asdict, dataclass, field, fields
 from typing import Any
 
 from neft_plugins import registry
 from neft_plugins.noise import schedules
+from neft_plugins.noise.schedules import shown
 
 ALPHA_KEY = "neftune_noise_alpha"
 PREFIX = "neft_"
@@ -21,63 +21,146 @@ class NEFTWarning(UserWarning):
 
 
 class NEFTConfigError(ValueError):
-    """A wrong value of an option; the message names the option as the user wrote it."""
+    """A wrong value of an option; the message names the option as the user wrote it.
+
+    Attributes:
+        option: The option's bare name; None where the error is about none of ``NEFTConfig``.
+    """
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclass(frozen=True)
 class NEFTConfig:
     """How noise is added to the input embeddings.
 
-    ``E' = E + m * g * alpha(t) / sqrt(L * D) * eps`` for each token, with eps of variance 1/3
+    ``E' = E + m * g * alpha(t) / sqrt(L * d) * eps`` for each token, with eps of variance 1/3
     (NEFTune, arXiv 2310.05914, generalised). In YAML and ``NEFTSFTConfig``, ``alpha`` is
     ``neftune_noise_alpha`` and every other option has the prefix ``neft_``.
 
     Args:
-        alpha: Strength at the start, dimensionless, > 0; 5 to 15 in the paper. With ``scale:
-            relative``, the noise-to-signal ratio; 0.02 to 0.2 is typical.
-        distribution: eps: 'uniform', 'gaussian', 'rademacher', or a registered name.
-        schedule: alpha(t): 'constant', 'linear', 'cosine', 'polynomial', 'exponential', 'step', or
-            a registered name.
-        schedule_args: Keyword arguments of the schedule, such as ``{"power": 2}``.
-        alpha_end: Where the schedule ends, >= 0.
-        warmup_steps: Steps over which alpha rises from 0; below 1, a share of training.
-        tokens: m: 'all', 'response', 'prompt', or a registered name.
-        length: L: 'sequence' (the default: real tokens of the document), 'row' (width of the
-            tensor, as in transformers), 'noised' (tokens of the document that get noise). Not
-            used, and None, with ``scale: relative``.
-        scale: 'absolute', or 'relative' to each token's embedding RMS.
-        seed: Seed of the noise; unset, the trainer's seed, or ``torch.initial_seed()`` in a plain
-            loop.
+        alpha: Strength of the noise.
+        distribution: Distribution of the noise.
+        schedule: How alpha changes over training.
+        schedule_args: Arguments of the schedule.
+        alpha_end: Alpha at the end of the schedule.
+        warmup_steps: Steps over which alpha rises from 0.
+        tokens: Tokens that get noise.
+        length: Length that scales the noise.
+        scale: What alpha means.
+        seed: Seed of the noise.
+        warn: Whether a value that is allowed but hardly meant gives a ``NEFTWarning``.
+
+    The values of each option are told in the ``help`` of its field, below. ``length`` becomes
+    None with ``scale: relative``; a plain loop's seed is ``torch.initial_seed()`` where none is
+    given.
 
     Raises:
         NEFTConfigError: If a value is not allowed; the message says what is.
     """
 
-    alpha: float
-    distribution: str = "uniform"
-    schedule: str = "constant"
-    schedule_args: dict[str, Any] = field(default_factory=dict)
-    alpha_end: float = 0.0
-    warmup_steps: float = 0
-    tokens: str = "all"
-    length: str | None = None
-    scale: str = "absolute"
-    seed: int | None = None
+    alpha: float = field(
+        metadata={
+            "help": "Strength of the noise: a number > 0; 5 to 15 is typical. With relative scale, "
+            "the noise-to-signal ratio; 0.02 to 0.2 is typical. Unset, there is no noise.",
+            "default": "off",
+        }
+    )
+    distribution: str = field(
+        default="uniform",
+        metadata={
+            "help": "Distribution of the noise, of variance 1/3 whichever it is: uniform, "
+            "gaussian, rademacher, or a registered name."
+        },
+    )
+    schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How alpha changes over training: constant, linear, cosine, polynomial, "
+            "exponential, step, or a registered name."
+        },
+    )
+    schedule_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": 'Arguments of the schedule: a mapping, such as {"power": 2} for polynomial.',
+            "default": "{}",
+        },
+    )
+    alpha_end: float = field(
+        default=0.0, metadata={"help": "Alpha at the end of the schedule: a number >= 0."}
+    )
+    warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Steps over which alpha rises from 0: an int >= 0, or a fraction of training "
+            "in [0, 1)."
+        },
+    )
+    tokens: str = field(
+        default="all",
+        metadata={
+            "help": "Tokens that get noise: all (never padding), response (those trained on, "
+            "labels != -100), prompt (the others), or a registered name."
+        },
+    )
+    length: str | None = field(
+        default=None,
+        metadata={
+            "help": "Length that scales the noise: sequence (real tokens of the document), row "
+            "(width of the tensor, padding noised too, as in transformers), noised (tokens of the "
+            "document that get noise).",
+            "default": "sequence",
+        },
+    )
+    scale: str = field(
+        default="absolute",
+        metadata={
+            "help": "What alpha means: absolute (as in the paper), relative (the noise-to-signal "
+            "ratio of every token)."
+        },
+    )
+    seed: int | None = field(
+        default=None,
+        metadata={"help": "Seed of the noise: an int.", "default": "the trainer's seed"},
+    )
+    warn: InitVar[bool] = field(default=True, kw_only=True)
 
-    def __post_init__(self) -> None:
-        if not schedules.is_number(self.alpha) or self.alpha <= 0:
-            raise _error(
-                "`{alpha}` must be a number > 0 (5 to 15 is typical); got {got}. "
-                "Leave it out for no noise.",
-                got=repr(self.alpha),
-            )
+    def __post_init__(self, warn: bool) -> None:
+        self._check_alphas()
         _check_choice("distribution", self.distribution, registry.variants("distribution"))
         _check_choice("schedule", self.schedule, registry.variants("schedule"))
         _check_choice("tokens", self.tokens, registry.variants("tokens"))
         _check_choice("scale", self.scale, ("absolute", "relative"))
         self._check_length()
-        self._check_numbers()
+        self._check_warmup()
+        self._check_seed()
         self._check_schedule()
+        if warn:
+            for doubt in self._doubts():
+                warnings.warn(doubt, NEFTWarning, stacklevel=3)
+
+    def _check_alphas(self) -> None:
+        if not schedules.is_number(self.alpha) or self.alpha <= 0:
+            raise _error(
+                "`{alpha}` must be a number > 0 (5 to 15 is typical); got {got}. "
+                "Leave it out for no noise.",
+                "alpha",
+                self.alpha,
+            )
+        if not schedules.is_number(self.alpha_end) or self.alpha_end < 0:
+            raise _error(
+                "`{alpha_end}` must be a number >= 0; got {got}.", "alpha_end", self.alpha_end
+            )
+        for option in ("alpha", "alpha_end"):
+            if getattr(self, option) > schedules.MAX_NUMBER:
+                raise _error(
+                    f"`{{{option}}}` must be at most 1e6, and 5 to 15 is typical; got {{got}}.",
+                    option,
+                    getattr(self, option),
+                )
 
     def _check_length(self) -> None:
         if self.scale == "absolute":
@@ -88,35 +171,42 @@ class NEFTConfig:
             raise _error(
                 "`{length}` is not used with `{scale}: relative`, which scales by each embedding's "
                 "RMS; got {got}. Remove `{length}`, or set `{scale}: absolute`.",
-                got=repr(self.length),
+                "length",
+                self.length,
             )
 
-    def _check_numbers(self) -> None:
-        if not schedules.is_number(self.alpha_end) or self.alpha_end < 0:
-            raise _error(
-                "`{alpha_end}` must be a number >= 0; got {got}.", got=repr(self.alpha_end)
-            )
-        warmup = self.warmup_steps
-        if (
-            not schedules.is_number(warmup)
-            or warmup < 0
-            or (warmup >= 1 and not float(warmup).is_integer())
-        ):
+    def _check_warmup(self) -> None:
+        steps = self.warmup_steps
+        if not schedules.is_number(steps) or steps < 0 or (steps >= 1 and steps % 1 != 0):
             raise _error(
                 "`{warmup_steps}` must be a number of steps (int >= 0) or a share of training in "
                 "[0, 1); got {got}.",
-                got=repr(warmup),
+                "warmup_steps",
+                steps,
             )
-        if self.seed is not None and (
-            isinstance(self.seed, bool) or not isinstance(self.seed, int)
-        ):
-            raise _error("`{seed}` must be an int or unset; got {got}.", got=repr(self.seed))
+        if steps > schedules.MAX_STEPS:
+            raise _error(
+                "`{warmup_steps}` must be at most 2**63 steps; got {got}.", "warmup_steps", steps
+            )
+
+    def _check_seed(self) -> None:
+        if self.seed is None:
+            return
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise _error("`{seed}` must be an int or unset; got {got}.", "seed", self.seed)
+        if not -(2**63) <= self.seed < 2**64:
+            raise _error(
+                "`{seed}` must be from -2**63 to 2**64 - 1, as torch's seeds are; got {got}.",
+                "seed",
+                self.seed,
+            )
 
     def _check_schedule(self) -> None:
         if not isinstance(self.schedule_args, Mapping):
             raise _error(
                 "`{schedule_args}` must be a mapping of the schedule's arguments; got {got}.",
-                got=repr(self.schedule_args),
+                "schedule_args",
+                self.schedule_args,
             )
         object.__setattr__(self, "schedule_args", dict(self.schedule_args))
         factory = registry.load("schedule", self.schedule)
@@ -125,34 +215,48 @@ class NEFTConfig:
             if name not in allowed:
                 raise _error(
                     "`{schedule_args}` of {schedule_name} may be {allowed}; got {got}.{hint}",
+                    "schedule_args",
+                    name,
                     schedule_name=repr(self.schedule),
                     allowed=_quoted(allowed) or "nothing: it takes no arguments",
-                    got=repr(name),
                     hint=_closest(name, allowed),
                 )
         try:
             factory(self.alpha, self.alpha_end, 100, **self.schedule_args)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise _error(
                 "`{schedule_args}` of {schedule_name}: {problem}.",
+                "schedule_args",
                 schedule_name=repr(self.schedule),
                 problem=str(error).rstrip("."),
             ) from error
+
+    def _doubts(self) -> Iterator["_Text"]:
+        """What is allowed but hardly meant."""
         if self.schedule == "constant" and self.alpha_end != 0:
-            message = (
+            yield _text(
                 "`{alpha_end}` is {got}, but `{schedule}: constant` stays at `{alpha}` and never "
-                "reaches it. Set `{schedule}` to one that decays, such as linear or cosine."
+                "reaches it. Set `{schedule}` to one that decays, such as linear or cosine.",
+                got=repr(self.alpha_end),
             )
-            message = message.format(**_spelling.get(), got=repr(self.alpha_end))
-            warnings.warn(message, NEFTWarning, stacklevel=4)
+        rises = self.schedule != "constant" and self.alpha_end > self.alpha
+        strongest = "alpha_end" if rises else "alpha"
+        if self.scale == "relative" and getattr(self, strongest) > 1:
+            yield _text(
+                f"`{{{strongest}}}: {{got}}` with `{{scale}}: relative` is noise {{got}} times as "
+                f"strong as the embeddings; 0.02 to 0.2 is typical. Lower `{{{strongest}}}`, or "
+                "set `{scale}: absolute`, where 5 to 15 is typical.",
+                got=f"{getattr(self, strongest):g}",
+            )
 
     @classmethod
-    def from_keys(cls, keys: Mapping[str, Any]) -> "NEFTConfig | None":
+    def from_keys(cls, keys: Mapping[str, Any], *, warn: bool = True) -> "NEFTConfig | None":
         """Build the config from ``neftune_noise_alpha`` and ``neft_*`` keys, as YAML has them.
 
         Args:
             keys: Any mapping; keys that do not begin with ``neft`` are not looked at.
                 None, and an option's default, are the same as leaving it out.
+            warn: As in ``NEFTConfig``; False where the same keys are read again.
 
         Returns:
             The config, or None where there is no alpha and so no noise.
@@ -161,33 +265,33 @@ class NEFTConfig:
             NEFTConfigError: For a wrong value, an unknown ``neft*`` key, or a key without an
             alpha.
         """
-        given = {
-            key: value for key, value in keys.items() if key in KEY_OPTIONS and value is not None
-        }
         for key in keys:
             if key.lower().startswith("neft") and key not in KEY_OPTIONS:
-                known = list(KEY_OPTIONS)
-                raise _error(
-                    "Unknown key `{key}`; the keys are {known}.{hint}",
-                    key=key,
-                    known=", ".join(known),
-                    hint=_closest(key.lower(), known),
+                raise NEFTConfigError(
+                    f"Unknown key `{key}`; the keys are {', '.join(KEY_OPTIONS)}."
+                    f"{_closest(key.lower(), KEY_OPTIONS)}"
                 )
-        if ALPHA_KEY not in given:
-            for key, value in given.items():
-                if value != _DEFAULTS[KEY_OPTIONS[key]]:
-                    raise _error(
-                        "`{key}` is set but `{alpha_key}` is not, so there would be no noise. "
-                        "Set `{alpha_key}` (5 to 15 is typical).",
-                        key=key,
-                        alpha_key=ALPHA_KEY,
+        given = {
+            option: keys[key] for key, option in KEY_OPTIONS.items() if keys.get(key) is not None
+        }
+        if "alpha" not in given:
+            for option, value in given.items():
+                if value != _DEFAULTS[option]:
+                    raise NEFTConfigError(
+                        f"`{KEY_NAMES[option]}` is set but `{ALPHA_KEY}` is not, so there would be "
+                        f"no noise. Set `{ALPHA_KEY}` (5 to 15 is typical).",
+                        option,
                     )
             return None
-        token = _spelling.set(KEY_NAMES)
         try:
-            return cls(**{KEY_OPTIONS[key]: value for key, value in given.items()})
-        finally:
-            _spelling.reset(token)
+            config = cls(**given, warn=False)
+        except NEFTConfigError as error:
+            error.args = (error.args[0].with_keys,)
+            raise
+        if warn:
+            for doubt in config._doubts():
+                warnings.warn(doubt.with_keys, NEFTWarning, stacklevel=2)
+        return config
 
     def build_schedule(self, total_steps: int | None) -> schedules.Schedule:
         """alpha(t) of this config, with its warm-up.
@@ -196,25 +300,36 @@ class NEFTConfig:
             total_steps: Optimizer steps of the whole run; may be None where nothing depends on it.
 
         Returns:
-            ``step -> alpha``, a pure function.
+            ``step -> alpha``, a pure function. A warm-up that is not over when training is gives
+            a ``NEFTWarning``.
 
         Raises:
             NEFTConfigError: If ``total_steps`` is needed and None.
         """
-        share = 0 < self.warmup_steps < 1
-        if total_steps is None and (self.schedule != "constant" or share):
+        fraction = 0 < self.warmup_steps < 1
+        if total_steps is None and (self.schedule != "constant" or fraction):
             raise _error(
                 "`{schedule}: {name}` with `{warmup_steps}: {warmup}` depends on how long "
                 "training is. Pass `total_steps`, the number of optimizer steps.",
+                "warmup_steps" if fraction else "schedule",
                 name=self.schedule,
                 warmup=str(self.warmup_steps),
             )
         total = total_steps or 0
-        warmup = math.ceil(total * self.warmup_steps) if share else int(self.warmup_steps)
+        warmup = math.ceil(total * self.warmup_steps) if fraction else int(self.warmup_steps)
         decay = registry.load("schedule", self.schedule)(
             self.alpha, self.alpha_end, max(total - warmup, 1), **self.schedule_args
         )
-        return schedules.with_warmup(decay, self.alpha, warmup)
+        schedule = schedules.with_warmup(decay, self.alpha, warmup)
+        if total and warmup >= total:
+            warnings.warn(
+                f"The warm-up takes {warmup} steps, but training has {total}, so alpha is only "
+                f"{schedule(total - 1):g} at the last step and never {self.alpha:g}. Lower "
+                "`warmup_steps`; 0.1 is a tenth of training.",
+                NEFTWarning,
+                stacklevel=2,
+            )
+        return schedule
 
     def describe(self, total_steps: int | None = None) -> str:
         """What will happen, in one line.
@@ -242,26 +357,38 @@ class NEFTConfig:
         return asdict(self)
 
 
-KEY_OPTIONS: dict[str, str] = {
-    ALPHA_KEY if option.name == "alpha" else PREFIX + option.name: option.name
-    for option in fields(NEFTConfig)
+OPTIONS: dict[str, Field[Any]] = {option.name: option for option in fields(NEFTConfig)}
+"""Bare name -> the option's field, with its text and default."""
+KEY_NAMES: dict[str, str] = {
+    option: ALPHA_KEY if option == "alpha" else PREFIX + option for option in OPTIONS
 }
-"""YAML key -> option."""
-KEY_NAMES: dict[str, str] = {option: key for key, option in KEY_OPTIONS.items()}
-"""Knob -> YAML key."""
-BARE_NAMES: dict[str, str] = {option: option for option in KEY_NAMES}
+"""Bare name -> YAML key."""
+KEY_OPTIONS: dict[str, str] = {key: option for option, key in KEY_NAMES.items()}
+"""YAML key -> bare name."""
 _DEFAULTS: dict[str, Any] = {
-    option.name: {} if option.name == "schedule_args" else option.default
-    for option in fields(NEFTConfig)
+    name: {} if name == "schedule_args" else option.default for name, option in OPTIONS.items()
 }
 
 
-# How messages spell options: bare in Python, with their prefix while `from_keys` reads YAML keys.
-_spelling: ContextVar[Mapping[str, str]] = ContextVar("spelling", default=BARE_NAMES)
+def default_text(option: str) -> str:
+    """An option's default, as help and tables write it."""
+    return OPTIONS[option].metadata.get("default", str(OPTIONS[option].default))
 
 
-def _error(template: str, **values: str) -> NEFTConfigError:
-    return NEFTConfigError(template.format(**_spelling.get(), **values))
+class _Text(str):
+    """A message that writes options by their bare names, and ``with_keys`` by their YAML keys."""
+
+    with_keys: str
+
+
+def _text(template: str, **values: str) -> _Text:
+    text = _Text(template.format(**{option: option for option in OPTIONS}, **values))
+    text.with_keys = template.format(**KEY_NAMES, **values)
+    return text
+
+
+def _error(template: str, option: str, got: object = None, **values: str) -> NEFTConfigError:
+    return NEFTConfigError(_text(template, got=shown(got), **values), option)
 
 
 def _check_choice(option: str, value: Any, allowed: Iterable[str]) -> None:
@@ -269,8 +396,9 @@ def _check_choice(option: str, value: Any, allowed: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise _error(
             f"`{{{option}}}` must be one of {{allowed}}; got {{got}}.{{hint}}",
+            option,
+            value,
             allowed=_quoted(allowed),
-            got=repr(value),
             hint=_closest(value, allowed),
         )
 
@@ -280,5 +408,5 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _closest(value: Any, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(value), list(allowed), n=1)
+    close = difflib.get_close_matches(value, list(allowed), n=1) if isinstance(value, str) else []
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -30,7 +30,7 @@ import yaml
 from helpers import DATA, MODEL, REPO, tiny_llama
 
 from neft_plugins import NEFTConfig, registry
-from neft_plugins.config import KEY_OPTIONS
+from neft_plugins.config import KEY_OPTIONS, OPTIONS, default_text
 
 DOCS = REPO / "docs"
 PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -355,12 +355,18 @@ def table_rows(page: Path) -> list[list[str]]:
 
 def test_every_key_is_explained_with_its_default() -> None:
     page = DOCS / "keys.md"
-    defaults = {str(row[0]): row[-1] for row in table_rows(page) if row[0].startswith("[`neft")}
-    words = {"alpha": "off", "seed": "the trainer's seed"}
-    for key, option in KEY_OPTIONS.items():
+    rows = [row for row in table_rows(page) if row[0].startswith("[`neft")]
+    assert rows == [
+        [f"[`{key}`](#{key})", what_it_is(option), default_text(option)]
+        for key, option in KEY_OPTIONS.items()
+    ]
+    for key in KEY_OPTIONS:
         assert f"\n## {key}\n" in page.read_text()
-        expected = words.get(option, str(NEFTConfig(alpha=5.0).to_dict()[option]))
-        assert defaults[f"[`{key}`](#{key})"] == expected
+
+
+def what_it_is(option: str) -> str:
+    """The beginning of an option's text, before its values."""
+    return re.split("[:;,.]", OPTIONS[option].metadata["help"])[0]
 
 
 @pytest.mark.parametrize("kind", registry.GROUPS)
@@ -375,7 +381,7 @@ def test_every_variant_of_ours_is_explained_with_its_arguments(kind: registry.Ki
         for name in ours:
             parameters = list(inspect.signature(registry.load(kind, name)).parameters.values())[3:]
             (item,) = re.findall(
-                rf"^- [^:]*`{name}`.*?(?=^- |^A share)", arguments, re.MULTILINE | re.DOTALL
+                rf"^- [^:]*`{name}`.*?(?=^- |^A fraction)", arguments, re.MULTILINE | re.DOTALL
             )
             for parameter in parameters:
                 assert f"`{parameter.name}`" in item
@@ -383,10 +389,19 @@ def test_every_variant_of_ours_is_explained_with_its_arguments(kind: registry.Ki
                 assert f"default {default}" in " ".join(item.split())
 
 
-def test_the_table_of_keys_in_the_readme_has_every_key() -> None:
-    cells = [row[0] for row in table_rows(REPO / "README.md")]
-    for key in KEY_OPTIONS:
-        assert any(f"`{key}`" in cell for cell in cells), key
+def test_the_table_of_keys_in_the_readme_is_the_text_of_the_options() -> None:
+    rows = [row for row in table_rows(REPO / "README.md") if row[0].startswith("`neft")]
+    assert rows == [
+        [f"`{key}`", OPTIONS[option].metadata["help"], default_text(option)]
+        for key, option in KEY_OPTIONS.items()
+    ]
+
+
+def test_the_docstring_of_the_config_begins_each_text() -> None:
+    arguments = re.findall(r"^ {8}([a-z_]+): (.*)\.$", str(NEFTConfig.__doc__), re.MULTILINE)
+    told = dict(arguments)
+    assert told.pop("warn")
+    assert told == {option: what_it_is(option) for option in OPTIONS}
 
 
 # Measurements
@@ -432,7 +447,10 @@ class Module:
     def told(self, node: ast.AST) -> ast.expr | None:
         """The expression that becomes the message; None where the node tells nothing new."""
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warnings.warn", "sys.exit"):
-            return node.args[0]
+            passed_on = ast.unparse(node.args[0]) in ("doubt", "doubt.with_keys")
+            return None if passed_on else node.args[0]
+        if isinstance(node, ast.Yield) and ast.unparse(node.value).startswith("_text("):
+            return node.value
         if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call):
             return None  # raised again as it was
         call = node.exc
@@ -484,7 +502,7 @@ class Module:
 
     def read_call(self, node: ast.Call, function: ast.AST) -> list[Template]:
         name = ast.unparse(node.func)
-        if name == "_error":  # config's own, which formats its template
+        if name in ("_error", "_text"):  # config's own, which format their template
             return [fill(template) for template in self.read(node.args[0], function)]
         if name not in self.functions:
             return [(None,)]
@@ -582,6 +600,8 @@ AXOLOTL_ONLY = pytest.mark.skipif(
             "def f():\n    m = 'yes' if f else 'no'\n    warnings.warn(f'answer:{m}')",
             ["answer:yes", "answer:no"],
         ),
+        ("def f():\n    yield _text('odd_`{b}`', b=1)\ndef _text(t): ...", ["odd_`.*`"]),
+        ("def f():\n    for doubt in g():\n        warnings.warn(doubt)", []),
         ("sys.exit(f'exit_with_{1}')", ["exit_with_.*"]),
         ("try: ...\nexcept E as error:\n    raise", []),
     ],

@@ -5,45 +5,29 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from neft_plugins.axolotl.modes import check_mode
-from neft_plugins.config import ALPHA_KEY, NEFTConfig
+from neft_plugins.config import ALPHA_KEY, OPTIONS, NEFTConfig, default_text
 
 NUMBERS = (ALPHA_KEY, "neft_alpha_end", "neft_warmup_steps")
 
 
-def _key(description: str) -> Any:
-    return Field(default=None, json_schema_extra={"description": description})
+def _key(option: str) -> Any:
+    """A field with the text of an option of ``NEFTConfig``, whose default is that of unset."""
+    text = f"{OPTIONS[option].metadata['help']} Default: {default_text(option)}."
+    return Field(default=None, json_schema_extra={"description": text})
 
 
 class NEFTArgs(BaseModel):
     """The ``neft_*`` keys beside Axolotl's own ``neftune_noise_alpha``; unset is the default."""
 
-    neft_distribution: str | None = _key(
-        "Noise distribution, of variance 1/3 whichever it is: uniform (default), gaussian, "
-        "rademacher, or a registered name."
-    )
-    neft_schedule: str | None = _key(
-        "How alpha moves over optimizer steps: constant (default), linear, cosine, polynomial, "
-        "exponential, step, or a registered name."
-    )
-    neft_schedule_args: dict[str, Any] | None = _key(
-        "Arguments of the schedule, such as {power: 2}."
-    )
-    neft_alpha_end: float | None = _key("Where the schedule ends, >= 0. Default 0.")
-    neft_warmup_steps: int | float | None = _key(
-        "Steps over which alpha rises from 0; below 1, a share of training. Default 0."
-    )
-    neft_tokens: str | None = _key(
-        "Tokens that get noise: all (default; never padding), response (those trained on), prompt, "
-        "or a registered name."
-    )
-    neft_length: str | None = _key(
-        "L in alpha / sqrt(L * d): sequence (default; real tokens of the document), row (width of "
-        "the tensor, as in transformers), noised (tokens of the document that get noise)."
-    )
-    neft_scale: str | None = _key(
-        "absolute (default), or relative: alpha is the noise-to-signal ratio, 0.02 to 0.2."
-    )
-    neft_seed: int | None = _key("Seed of the noise. Default: `seed`.")
+    neft_distribution: str | None = _key("distribution")
+    neft_schedule: str | None = _key("schedule")
+    neft_schedule_args: dict[str, Any] | None = _key("schedule_args")
+    neft_alpha_end: float | None = _key("alpha_end")
+    neft_warmup_steps: int | float | None = _key("warmup_steps")
+    neft_tokens: str | None = _key("tokens")
+    neft_length: str | None = _key("length")
+    neft_scale: str | None = _key("scale")
+    neft_seed: int | None = _key("seed")
 
     @model_validator(mode="before")
     @classmethod

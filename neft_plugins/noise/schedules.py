@@ -10,6 +10,11 @@ from collections.abc import Callable
 
 Schedule = Callable[[int], float]
 
+MAX_NUMBER = 1e6
+"""The largest alpha, alpha_end and power: far above any use, and far from float32's end."""
+MAX_STEPS = 2**63
+"""The largest number of steps."""
+
 
 def constant(alpha: float, alpha_end: float, total_steps: int) -> Schedule:
     """f(t) = 1: alpha at every step; alpha_end is never reached."""
@@ -23,7 +28,7 @@ def polynomial(alpha: float, alpha_end: float, total_steps: int, *, power: float
         alpha: Value at step 0.
         alpha_end: Value at step T and after it.
         total_steps: T, the optimizer steps the decay takes.
-        power: Exponent, > 0; 1 is ``linear``.
+        power: Exponent, > 0 and at most 1e6; 1 is ``linear``.
 
     Returns:
         The schedule.
@@ -31,7 +36,8 @@ def polynomial(alpha: float, alpha_end: float, total_steps: int, *, power: float
     >>> [polynomial(4.0, 0.0, 4, power=2)(t) for t in range(5)]
     [4.0, 2.25, 1.0, 0.25, 0.0]
     """
-    _require(is_number(power) and power > 0, f"`power` must be a number > 0; got {power!r}")
+    _require(is_number(power) and power > 0, f"`power` must be a number > 0; got {shown(power)}")
+    _require(power <= MAX_NUMBER, f"`power` must be at most 1e6; got {shown(power)}")
     return lambda step: (
         alpha_end + (alpha - alpha_end) * (1.0 - _progress(step, total_steps)) ** power
     )
@@ -83,7 +89,7 @@ def exponential(
     """
     _require(
         is_number(decay_rate) and 0 < decay_rate <= 1,
-        f"`decay_rate` must be a number in (0, 1]; got {decay_rate!r}",
+        f"`decay_rate` must be a number in (0, 1]; got {shown(decay_rate)}",
     )
     length = total_steps if transition_steps is None else transition_steps
     span = _span("transition_steps", length, total_steps)
@@ -145,18 +151,30 @@ def _progress(step: int, total_steps: int) -> float:
 
 
 def _span(name: str, value: float, total_steps: int) -> int:
-    """A number of steps (>= 1), or a share of training in (0, 1), as a number of steps."""
+    """A number of steps (>= 1), or a fraction of training in (0, 1), as a number of steps."""
     _require(
-        is_number(value) and (0 < value < 1 or (value >= 1 and float(value).is_integer())),
+        is_number(value) and (0 < value < 1 or (value >= 1 and value % 1 == 0)),
         f"`{name}` must be a number of steps (int >= 1) or a share of training in (0, 1); "
-        f"got {value!r}",
+        f"got {shown(value)}",
     )
+    _require(value <= MAX_STEPS, f"`{name}` must be at most 2**63 steps; got {shown(value)}")
     return int(value) if value >= 1 else max(1, math.ceil(value * total_steps))
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite int or float; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is an int, of whatever size, or a finite float; a bool is none."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its ``repr``, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no int of more than 4300 digits
+        return "a value of too many digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _require(condition: bool, message: str) -> None:
