@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from neft_plugins import _compat
+
 Side = Literal["model", "encoder", "decoder"]
 
 _PLACEHOLDERS = ("image", "video", "audio")
@@ -28,12 +30,12 @@ class InputEmbedding(NamedTuple):
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile`` and data-parallel wrappers."""
     while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
+        inside = _compat.inside_compiled(model)
+        if isinstance(inside, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inside = inside.module
+        if inside is model:
             return model
+        model = inside
 
 
 def find_embeddings(
@@ -42,10 +44,12 @@ def find_embeddings(
     """The embedding modules that a forward pass really calls.
 
     ``get_input_embeddings()`` of an encoder-decoder is often a ``shared`` module that nobody
-    calls, so its encoder and decoder are asked one by one.
+    calls, so its encoder and decoder are asked one by one. A model that cannot be asked, such as a
+    ``SentenceTransformer``, may hold one that can.
 
     Args:
-        model: A ``PreTrainedModel``, a PEFT model, or any module when ``embedding`` is given.
+        model: A ``PreTrainedModel``, a PEFT model, a module that holds one of these, or any module
+            when ``embedding`` is given.
         embedding: The module, or its dotted name, where the model cannot be asked.
         decoder: Also the decoder's embedding of an encoder-decoder.
 
@@ -57,10 +61,11 @@ def find_embeddings(
     """
     if embedding is not None:
         return [_named(model, embedding)]
-    if is_encoder_decoder(model):
-        stacks: list[tuple[Side, Any]] = [("encoder", model.get_encoder())]  # pyright: ignore
+    asked = _part_to_ask(model)
+    if is_encoder_decoder(asked):
+        stacks: list[tuple[Side, Any]] = [("encoder", asked.get_encoder())]  # pyright: ignore
         if decoder:
-            stacks.append(("decoder", model.get_decoder()))  # pyright: ignore
+            stacks.append(("decoder", asked.get_decoder()))  # pyright: ignore
         found = [
             InputEmbedding(_name_of(model, module), module, side)
             for side, stack in stacks
@@ -71,14 +76,11 @@ def find_embeddings(
         raise _not_found(model)
     if decoder:
         raise ValueError(
-            f"`decoder=True` is for encoder-decoder models, and {type(model).__name__} is not one. "
+            f"`decoder=True` is for encoder-decoder models, and {type(asked).__name__} is not one. "
             "Leave it out."
         )
-    try:
-        module = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    except (AttributeError, NotImplementedError):
-        raise _not_found(model) from None
-    if not isinstance(module, nn.Module):
+    module = _answer(asked)
+    if module is None:
         raise _not_found(model)
     return [InputEmbedding(_name_of(model, module), module, "model")]
 
@@ -119,7 +121,7 @@ def lookup_scaler(module: nn.Module) -> nn.Module | None:
 
 def placeholder_ids(model: nn.Module) -> list[int]:
     """Token ids whose embeddings an image, a video or a sound replaces, by the model's config."""
-    config = getattr(model, "config", None)
+    config = _config(model)
     names = [f"{kind}_token_{what}" for kind in _PLACEHOLDERS for what in ("id", "index")]
     parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
     ids = (getattr(part, name, None) for part in (config, *parts) for name in names)
@@ -128,30 +130,29 @@ def placeholder_ids(model: nn.Module) -> list[int]:
 
 def pad_token_id(model: nn.Module) -> int | None:
     """The padding token of the model's (text) config, where it has one."""
-    config: Any = getattr(model, "config", None)
+    config = _config(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     value = getattr(text, "pad_token_id", None)
     return value if isinstance(value, int) else None
 
 
-def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where PEFT notes that adapters are off: (module, attribute) pairs, True when off."""
-    switches = [
-        (module, "_adapters_disabled")
-        for module in model.modules()
-        if isinstance(getattr(module, "_adapters_disabled", None), bool)
-    ]
-    layers = (
-        (module, "_disable_adapters")
-        for module in model.modules()
-        if isinstance(getattr(module, "_disable_adapters", None), bool)
-    )
-    return switches + list(layers)[:1]
+def _config(model: nn.Module) -> Any:
+    """The model's config, or where it has none, that of the first of its parts that has."""
+    configs = (getattr(part, "config", None) for part in model.modules())
+    return next((config for config in configs if config is not None), None)
 
 
 def _named(model: nn.Module, embedding: str | nn.Module) -> InputEmbedding:
     if isinstance(embedding, nn.Module):
-        return InputEmbedding(_name_of(model, embedding), embedding, _side_of(model, embedding))
+        name, module = _name_of(model, embedding), embedding
+    else:
+        name, module = embedding, _module_named(model, embedding)
+    if isinstance(module, nn.EmbeddingBag):
+        raise _no_vectors_of_tokens(name, module)
+    return InputEmbedding(name, module, _side_of(model, module))
+
+
+def _module_named(model: nn.Module, embedding: str) -> nn.Module:
     if not isinstance(embedding, str):
         raise TypeError(f"`embedding` must be a module or its dotted name; got {embedding!r}.")
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
@@ -161,14 +162,16 @@ def _named(model: nn.Module, embedding: str | nn.Module) -> InputEmbedding:
         raise ValueError(
             f"`embedding` must be a module of {type(model).__name__}; got {embedding!r}.{hint}"
         )
-    module = model.get_submodule(embedding)
-    return InputEmbedding(embedding, module, _side_of(model, module))
+    return model.get_submodule(embedding)
 
 
-def _side_of(model: Any, module: nn.Module) -> Side:
-    if not is_encoder_decoder(model):
+def _side_of(model: nn.Module, module: nn.Module) -> Side:
+    # A SentenceTransformer hands its model's config on, but cannot be asked for a decoder.
+    stacks = (m for m in model.modules() if is_encoder_decoder(m) and hasattr(m, "get_decoder"))
+    outermost: Any = next(stacks, None)
+    if outermost is None:
         return "model"
-    in_decoder = any(module is part for part in model.get_decoder().modules())
+    in_decoder = any(module is part for part in outermost.get_decoder().modules())
     return "decoder" if in_decoder else "encoder"
 
 
@@ -182,24 +185,53 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
     )
 
 
+def _part_to_ask(model: nn.Module) -> nn.Module:
+    """The model, or where it cannot be asked, the one outermost part of it that can."""
+    answers = [(part, _answer(part)) for part in _askable(model)]
+    parts = {id(module): (part, module) for part, module in answers if module is not None}
+    if len(parts) > 1:
+        listed = " and ".join(
+            f"{_name_of(model, module)!r} of {type(part).__name__}"
+            for part, module in parts.values()
+        )
+        raise ValueError(
+            f"{type(model).__name__} holds several models, each with an input embedding of its "
+            f"own: {listed}. Say which one gets noise: embedding='...'."
+        )
+    return next((part for part, _ in parts.values()), model)
+
+
+def _askable(module: nn.Module) -> Iterator[nn.Module]:
+    if hasattr(module, "get_input_embeddings"):
+        yield module
+        return
+    for child in module.children():
+        yield from _askable(child)
+
+
 def _own_embedding(stack: Any) -> nn.Module | None:
     """An encoder's or decoder's embedding: one of its own modules, never a shared one outside."""
     own = list(stack.modules())
-    candidates = (*_asked(stack), *(getattr(stack, name, None) for name in _STACK_NAMES))
+    candidates = (_answer(stack), *(getattr(stack, name, None) for name in _STACK_NAMES))
     return next((c for c in candidates if c is not None and any(c is m for m in own)), None)
 
 
 _STACK_NAMES = ("embed_tokens", "word_embeddings", "embeddings")
 
 
-def _asked(stack: Any) -> Iterator[nn.Module]:
+def _answer(model: Any) -> nn.Module | None:
+    """What a model says is its input embedding, if it says."""
     try:
-        yield stack.get_input_embeddings()
+        module = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        return
+        return None
+    return module if isinstance(module, nn.Module) else None
 
 
 def _not_found(model: nn.Module) -> ValueError:
+    bags = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.EmbeddingBag)]
+    if bags:
+        return _no_vectors_of_tokens(*bags[0])
     candidates = [
         name for name, module in model.named_modules() if isinstance(module, nn.Embedding)
     ]
@@ -207,4 +239,11 @@ def _not_found(model: nn.Module) -> ValueError:
     return ValueError(
         f"{type(model).__name__} does not say which module is its input embedding. Name it: "
         f"embedding='...' (its nn.Embedding modules: {listed})."
+    )
+
+
+def _no_vectors_of_tokens(name: str, bag: nn.Module) -> ValueError:
+    return ValueError(
+        f"The embedding '{name}' ({type(bag).__name__}) gives one vector for a whole text, so no "
+        "token has one to which noise could be added. Train this model without noise."
     )
