@@ -81,6 +81,8 @@ def find_embeddings(
         )
     module = _answer(asked)
     if module is None:
+        for name, part in model.named_modules():
+            _refuse_bag(name, part)
         raise _not_found(model)
     return [InputEmbedding(_name_of(model, module), module, "model")]
 
@@ -147,8 +149,7 @@ def _named(model: nn.Module, embedding: str | nn.Module) -> InputEmbedding:
         name, module = _name_of(model, embedding), embedding
     else:
         name, module = embedding, _module_named(model, embedding)
-    if isinstance(module, nn.EmbeddingBag):
-        raise _no_vectors_of_tokens(name, module)
+    _refuse_bag(name, module)
     return InputEmbedding(name, module, _side_of(model, module))
 
 
@@ -229,9 +230,6 @@ def _answer(model: Any) -> nn.Module | None:
 
 
 def _not_found(model: nn.Module) -> ValueError:
-    bags = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.EmbeddingBag)]
-    if bags:
-        return _no_vectors_of_tokens(*bags[0])
     candidates = [
         name for name, module in model.named_modules() if isinstance(module, nn.Embedding)
     ]
@@ -242,8 +240,9 @@ def _not_found(model: nn.Module) -> ValueError:
     )
 
 
-def _no_vectors_of_tokens(name: str, bag: nn.Module) -> ValueError:
-    return ValueError(
-        f"The embedding '{name}' ({type(bag).__name__}) gives one vector for a whole text, so no "
-        "token has one to which noise could be added. Train this model without noise."
-    )
+def _refuse_bag(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.EmbeddingBag):
+        raise ValueError(
+            f"The embedding '{name}' ({type(module).__name__}) gives one vector for a whole text, "
+            "so no token has one to which noise could be added. Train this model without noise."
+        )
