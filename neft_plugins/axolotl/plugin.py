@@ -44,13 +44,12 @@ class NEFTPlugin(BasePlugin):
         """Give the trainer the callback, before those that log."""
         config = self._config(cfg)
         if config is not None:
-            callback = NEFTCallback(config).add_to(trainer)
-            callback.logger = LOG
-            callback.contiguous_shards = True  # its SequenceParallelContextManager cuts them
+            # Its SequenceParallelContextManager cuts rows into contiguous shards.
+            NEFTCallback(config, logger=LOG, contiguous_shards=True).add_to(trainer)
 
     def _config(self, cfg: DictDefault) -> NEFTConfig | None:
         """What noise; None without an alpha, or where an earlier run in this process listed us."""
         plugins = PluginManager.get_instance().plugins
         if not any(plugins.get(name) is self for name in cfg.plugins or []):
             return None
-        return NEFTConfig.from_keys(cfg)
+        return NEFTConfig.from_keys(cfg, warn=False)  # NEFTArgs has warned

@@ -1,29 +1,37 @@
 """NEFTCallback: the noise through a training run of any ``Trainer``."""
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from neft_plugins.config import ALPHA_KEY, NEFTConfig
 from neft_plugins.model.handle import NEFTHandle, attach_neft, attached_handle
 from neft_plugins.model.hooks import NoNoiseError
 from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities
 from neft_plugins.trainer.parallelism import find_place
-from neft_plugins.version import __version__
+from neft_plugins.trainer.record import (
+    CONFIG_FILE,
+    changes,
+    make_record,
+    read_record,
+    write_record,
+)
 
-CONFIG_FILE = "neft_config.json"
-"""Written beside each checkpoint, so that a run can be told from its output."""
+RECORD = "neft_config"
+"""The name of the record's copy in ``TrainerState.stateful_callbacks``."""
+
+logger = logging.getLogger(__name__)
 
 
-class NEFTCallback(TrainerCallback):
+class NEFTCallback(TrainerCallback, ExportableState):
     """Add noise to the model's input embeddings while a ``Trainer`` trains it.
 
     It attaches when training begins, sets the step for every micro-batch, adds ``neft/*`` metrics
-    to the logs, writes ``neft_config.json`` beside checkpoints, and detaches when training ends. A
+    to the logs, writes ``neft_config.json`` into checkpoints, and detaches when training ends. A
     Trainer does not tell its callbacks when an exception ends it: use ``with NEFTCallback(...) as
     callback:`` around ``train()``, or call ``remove()``, where the model is used afterwards (a new
     ``train()`` with a ``NEFTCallback`` cleans up by itself).
@@ -32,20 +40,15 @@ class NEFTCallback(TrainerCallback):
         config: What noise.
         embedding: As in ``attach_neft``.
         decoder: As in ``attach_neft``.
+        logger: Where it is told what will happen, at level INFO, and what changed on resuming.
+        contiguous_shards: Whether rows that context-parallel ranks share are cut by the host, into
+            contiguous parts, and not by torch's ``context_parallel``.
 
     Raises:
         RuntimeError: When training begins, if noise is on the model already: ours, or the built-in
             because ``neftune_noise_alpha`` is set in the Trainer's arguments too.
         NoNoiseError: In the first optimizer step, if the noise did not reach the model.
-
-    Attributes:
-        logger: Where the line on what will happen goes, at level INFO.
-        contiguous_shards: Whether rows that context-parallel ranks share are cut by the host, into
-            contiguous parts, and not by torch's ``context_parallel``.
     """
-
-    logger: logging.Logger | logging.LoggerAdapter = logging.getLogger(__name__)
-    contiguous_shards = False
 
     def __init__(
         self,
@@ -53,13 +56,19 @@ class NEFTCallback(TrainerCallback):
         *,
         embedding: str | nn.Module | None = None,
         decoder: bool = False,
+        logger: logging.Logger | logging.LoggerAdapter = logger,
+        contiguous_shards: bool = False,
     ) -> None:
         if not isinstance(config, NEFTConfig):
             raise TypeError(f"NEFTCallback takes a NEFTConfig; got {type(config).__name__}.")
         self.config = config
         self.handle: NEFTHandle | None = None
         self._options = {"embedding": embedding, "decoder": decoder}
+        self._logger = logger
+        self._contiguous_shards = contiguous_shards
         self._micro_step = 0
+        self._record = make_record(config, None, config.seed)
+        self._run: tuple[TrainingArguments, TrainerState] | None = None
 
     def add_to(self, trainer: Trainer) -> "NEFTCallback":
         """Put the callback first, so that TensorBoard, W&B and trackio log ``neft/*`` too.
@@ -109,7 +118,7 @@ class NEFTCallback(TrainerCallback):
                 "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
-        place = find_place(args, self.contiguous_shards)
+        place = find_place(args, self._contiguous_shards)
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.handle = attach_neft(
             model,
@@ -123,9 +132,12 @@ class NEFTCallback(TrainerCallback):
             run=state,
             **self._options,
         )
+        self._run = args, state
+        self._record = make_record(self.config, self.handle.total_steps, self.handle.seed)
         if state.is_world_process_zero:
-            self.logger.info("NEFT: %s", self.config.describe(state.max_steps))
+            self._logger.info("NEFT: %s", self.config.describe(state.max_steps))
             self._tell_what_changed(args, state)
+        _saved_with(state)[type(self).__name__] = _NeverRestored()
         if args.should_save:
             self.save_config(args.output_dir or ".")
 
@@ -141,6 +153,13 @@ class NEFTCallback(TrainerCallback):
         """Next micro-batch of the same optimizer step."""
         self._check_fired()
         self._set_micro_step(state, self._micro_step + 1)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what noise the step had in the Trainer's state, which each checkpoint holds."""
+        if self.handle is not None:
+            _saved_with(state)[RECORD] = {**self._record, "step": state.global_step}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -163,13 +182,28 @@ class NEFTCallback(TrainerCallback):
         logs.update(metrics)
         state.log_history[-1].update(metrics)
 
+    def state(self) -> dict[str, Any]:
+        """Write the record into the checkpoint that is being saved.
+
+        The Trainer asks for a callback's state when all else is saved, just before it writes
+        ``trainer_state.json``, by which a checkpoint counts as complete; also when it makes its own
+        state, before training.
+
+        Returns:
+            No state: a callback made anew from a checkpoint could not know what it was given here.
+        """
+        if self.handle is not None and self._run is not None:
+            args, state = self._run
+            checkpoint = _checkpoint(args, state)
+            if args.should_save and checkpoint.is_dir():
+                self.save_config(checkpoint)
+        return {"args": {}, "attributes": {}}
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the config beside the checkpoint."""
-        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        if args.should_save and checkpoint.is_dir():
-            self.save_config(checkpoint)
+        """Write the record, if the host saved in a way of its own and asked for no state."""
+        self.state()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -178,30 +212,28 @@ class NEFTCallback(TrainerCallback):
         self.remove()
 
     def save_config(self, directory: str | Path) -> None:
-        """Write ``neft_config.json``: every knob, and the version of neft-plugins.
+        """Write ``neft_config.json``: every option, and what else the noise depends on.
 
         Args:
             directory: Where to; made if it is not there.
         """
-        record = {"neft_plugins_version": __version__, **self.config.to_dict()}
-        path = Path(directory) / CONFIG_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")  # a kill leaves the old file, or the new one, whole
-        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_record(self._record, directory)
 
     def _tell_what_changed(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Where the run goes on from a checkpoint: which knobs are not what they were there."""
-        given = args.resume_from_checkpoint
-        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        if isinstance(given, str) and Path(given).is_dir():
-            checkpoint = Path(given)
+        """Where the run goes on from a checkpoint: how the noise is not what it was there."""
         if state.global_step == 0:
             return
+        given = args.resume_from_checkpoint
+        checkpoint = _checkpoint(args, state)
+        if isinstance(given, str) and Path(given).is_dir():
+            checkpoint = Path(given)
+        copy = _saved_with(state).get(RECORD)
+        if not isinstance(copy, dict) or copy.get("step") != state.global_step:
+            copy = None  # that of an older checkpoint; this one was saved without noise
         try:
-            before = dict(json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            self.logger.warning(
+            before = read_record(checkpoint, copy)
+        except (OSError, ValueError) as error:
+            self._logger.warning(
                 "NEFT: resumed at step %d, but %s cannot be read (%s), so nobody knows whether "
                 "the noise is what it was. Compare the keys with those of the run before.",
                 state.global_step,
@@ -209,16 +241,12 @@ class NEFTCallback(TrainerCallback):
                 error,
             )
             return
-        changed = [
-            f"{knob} {before.get(knob)!r} -> {value!r}"
-            for knob, value in self.config.to_dict().items()
-            if before.get(knob) != value
-        ]
+        changed = ", ".join(changes(before, self._record, self.config, state.global_step))
         if changed:
-            self.logger.warning(
+            self._logger.warning(
                 "NEFT: resumed at step %d with other noise than before: %s",
                 state.global_step,
-                ", ".join(changed),
+                changed,
             )
 
     def _set_micro_step(self, state: TrainerState, micro_step: int) -> None:
@@ -236,3 +264,24 @@ class NEFTCallback(TrainerCallback):
             f"Trainer that same model, or drop NEFTCallback (and `{ALPHA_KEY}`) to train without "
             "noise."
         )
+
+
+class _NeverRestored(list[Any]):
+    """What a Trainer's state keeps of a callback's: nothing.
+
+    So ``restore_callback_states_from_checkpoint`` finds nothing to make the callback anew from, and
+    leaves the one that it was given in its place.
+    """
+
+    def append(self, state: Any) -> None:
+        """Keep nothing; a Trainer appends each ``state()`` to a list, and replaces what is none."""
+
+
+def _saved_with(state: TrainerState) -> dict[str, Any]:
+    """What is saved in ``trainer_state.json`` for each callback, by name."""
+    return cast("dict[str, Any]", state.stateful_callbacks)  # made from a list, and typed as one
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where a Trainer saves a checkpoint at this step."""
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

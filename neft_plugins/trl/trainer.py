@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from trl import SFTTrainer
 
 from neft_plugins.config import KEY_OPTIONS, NEFTConfig
-from neft_plugins.model.hooks import NOTED
+from neft_plugins.model.batch import NOTED
 from neft_plugins.trainer.callback import NEFTCallback
 from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
 
@@ -28,7 +28,8 @@ class NEFTSFTTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = NEFTConfig.from_keys({key: getattr(self.args, key, None) for key in KEY_OPTIONS})
+        keys = {key: getattr(self.args, key, None) for key in KEY_OPTIONS}
+        config = NEFTConfig.from_keys(keys, warn=False)  # NEFTSFTConfig has warned
         self.neft: NEFTCallback | None = None
         if config is not None:
             self.neftune_noise_alpha = None  # what the built-in hook goes by
@@ -73,7 +74,7 @@ class NEFTSFTTrainer(SFTTrainer):
             # A checkpoint that is saved anew is not complete until it is again.
             (Path(output_dir) / STATE_FILE).unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
-        if self.neft is not None and self.args.should_save:
+        if self.neft is not None and self.args.should_save and not _internal_call:
             self.neft.save_config(output_dir or self.args.output_dir or ".")
 
     def _save_rng_state(self, output_dir: str) -> None:
