@@ -1,11 +1,17 @@
 """Which of Axolotl's modes cannot have which noise, and why."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+from axolotl.utils.schemas.trl import TRLConfig
+
 from neft_plugins.config import NEFTConfig, NEFTConfigError
+from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities
 
 LABEL_RULES = ("response", "prompt")
+ONLINE = ("grpo", "gdpo", "ebft")
+"""The values of ``rl`` for which Axolotl builds a trainer on TRL's GRPOTrainer."""
 
 
 def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
@@ -16,8 +22,11 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
         keys: Axolotl's YAML.
 
     Raises:
-        NEFTConfigError: With the reason and the way out.
+        ValueError: With the reason and the way out.
     """
+    arguments = _online_arguments(keys)
+    if arguments is not None:
+        check_old_log_probabilities(arguments)
     if config.tokens in LABEL_RULES:
         reason = _keeps_labels(keys)
         if reason:
@@ -32,6 +41,29 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
                     f"`neft_tokens: prompt` chooses no token with `{key}`, which trains on every "
                     "token, so there would be no noise. Use `neft_tokens: all`."
                 )
+
+
+def _online_arguments(keys: Mapping[str, Any]) -> Any:
+    """Those of an online trainer's arguments that the YAML alone decides; None for others."""
+    rl, ebft = keys.get("rl"), keys.get("ebft") or {}
+    if rl not in ONLINE or (rl == "ebft" and ebft.get("mode") == "strided"):
+        return None
+    try:
+        trl = TRLConfig(**keys.get("trl") or {})
+        accumulation = int(keys.get("gradient_accumulation_steps") or 1)
+    except (TypeError, ValueError):  # which Axolotl has an error for
+        return None
+    is_grpo = rl != "ebft"  # for which Axolotl does not hand on the keys that ask for it
+    return SimpleNamespace(
+        gradient_accumulation_steps=accumulation,
+        # With a generation_batch_size, the number of ranks decides it, when training begins.
+        steps_per_generation=None if is_grpo and trl.generation_batch_size else accumulation,
+        num_iterations=trl.num_iterations or 1,
+        use_vllm=trl.use_vllm,
+        vllm_importance_sampling_correction=not is_grpo
+        or trl.vllm_importance_sampling_correction is not False,
+        off_policy_mask_threshold=trl.off_policy_mask_threshold if is_grpo else None,
+    )
 
 
 def _keeps_labels(keys: Mapping[str, Any]) -> str | None:

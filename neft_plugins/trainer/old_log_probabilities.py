@@ -3,10 +3,10 @@
 from typing import Any
 
 ALWAYS = ("RLOOConfig", "PPOConfig", "AsyncGRPOConfig")
-"""TRL's arguments of trainers that have old log-probabilities whatever else is set."""
+"""TRL's arguments of trainers that have old log-probabilities whatever is set."""
 
-CLIPS = ("epsilon", "distillation_is_clip")
-"""What a ratio of new to old probabilities is clipped by, so what shows that there is one."""
+NEVER = ("SSDConfig",)
+"""TRL's arguments of trainers that have none, although they look like GRPO's."""
 
 
 def check_old_log_probabilities(args: Any) -> None:
@@ -36,8 +36,11 @@ def check_old_log_probabilities(args: Any) -> None:
 def _find_comparison(args: Any) -> tuple[str, str] | None:
     """The settings that make the comparison and what to do about them; None without one."""
     for cls in type(args).__mro__:
-        if cls.__name__ in ALWAYS and cls.__module__.startswith("trl."):
-            return cls.__name__, "Use GRPOTrainer with its defaults"
+        if cls.__module__.startswith("trl."):  # Axolotl has an AsyncGRPOConfig too
+            if cls.__name__ in ALWAYS:
+                return cls.__name__, "Use GRPOTrainer with its defaults"
+            if cls.__name__ in NEVER:
+                return None
     with_vllm = getattr(args, "use_vllm", False)
     if with_vllm and getattr(args, "vllm_importance_sampling_correction", False):
         return (
@@ -52,8 +55,7 @@ def _find_comparison(args: Any) -> tuple[str, str] | None:
         )
     steps = getattr(args, "steps_per_generation", None)
     iterations = getattr(args, "num_iterations", None)
-    clipped = any(getattr(args, name, None) is not None for name in CLIPS)
-    if clipped and steps and iterations and args.gradient_accumulation_steps % (steps * iterations):
+    if steps and iterations and args.gradient_accumulation_steps % (steps * iterations):
         return (
             f"`steps_per_generation: {steps}` and `num_iterations: {iterations}` at "
             f"`gradient_accumulation_steps: {args.gradient_accumulation_steps}`",
