@@ -323,7 +323,7 @@ class NEFTConfig:
         schedule = schedules.with_warmup(decay, self.alpha, warmup)
         if total and warmup >= total:
             warnings.warn(
-                f"The warm-up takes {warmup} steps, but training has {total}, so alpha is only "
+                f"The warm-up ends at step {warmup} and training at {total}, so alpha is only "
                 f"{schedule(total - 1):g} at the last step and never {self.alpha:g}. Lower "
                 "`warmup_steps`; 0.1 is a tenth of training.",
                 NEFTWarning,

@@ -1,12 +1,15 @@
 """Every wrong value: what was got, what is allowed, what to do."""
 
+import math
+import pickle
 import re
-import warnings
+from dataclasses import replace
 
 import pytest
+import torch
 
-from neft_plugins import NEFTConfig
-from neft_plugins.config import KEY_OPTIONS, NEFTConfigError, NEFTWarning
+from neft_plugins import NEFTConfig, registry
+from neft_plugins.config import ALPHA_KEY, KEY_NAMES, KEY_OPTIONS, NEFTConfigError, NEFTWarning
 
 WRONG_VALUES = [
     (
@@ -57,6 +60,31 @@ WRONG_VALUES = [
         )
         for value in (0, -5, "5", True, float("nan"), float("inf"))
     ),
+    *(
+        ({key: 1e300}, f"`{key}` must be at most 1e6, and 5 to 15 is typical; got 1e+300.")
+        for key in ("neftune_noise_alpha", "neft_alpha_end")
+    ),
+    (
+        {"neft_warmup_steps": 2**63 + 1},
+        "`neft_warmup_steps` must be at most 2**63 steps; got 9223372036854775809.",
+    ),
+    *(
+        (
+            {"neft_seed": value},
+            f"`neft_seed` must be from -2**63 to 2**64 - 1, as torch's seeds are; got {value}.",
+        )
+        for value in (2**64, -(2**63) - 1)
+    ),
+    (
+        {"neft_schedule": "polynomial", "neft_schedule_args": {"power": 1e300}},
+        "`neft_schedule_args` of 'polynomial': `power` must be at most 1e6; got 1e+300.",
+    ),
+    (
+        {"neft_schedule": "step", "neft_schedule_args": {"step_size": 1e300}},
+        "`neft_schedule_args` of 'step': `step_size` must be at most 2**63 steps; got 1e+300.",
+    ),
+    # What is quoted is quoted as it was, whatever it looks like.
+    ({"neft_tokens": "`scale` {alpha}"}, "'response'; got '`scale` {alpha}'."),
     (
         {"neft_schedule": "polynomial", "neft_schedule_args": {"powr": 2}},
         "`neft_schedule_args` of 'polynomial' may be 'power'; got 'powr'. Did you mean 'power'?",
@@ -104,8 +132,9 @@ WRONG_VALUES = [
 
 @pytest.mark.parametrize(("keys", "message"), WRONG_VALUES)
 def test_a_wrong_key_says_what_to_do(keys, message):
-    with pytest.raises(NEFTConfigError, match=re.escape(message)):
+    with pytest.raises(NEFTConfigError, match=re.escape(message)) as told:
         NEFTConfig.from_keys({"neftune_noise_alpha": 5, **keys})
+    assert told.value.option == KEY_OPTIONS.get(list(keys)[-1])
 
 
 @pytest.mark.parametrize(
@@ -114,8 +143,93 @@ def test_a_wrong_key_says_what_to_do(keys, message):
 )
 def test_python_names_have_no_prefix(options, message):
     bare = message.replace("neftune_noise_alpha", "alpha").replace("neft_", "")
-    with pytest.raises(NEFTConfigError, match=re.escape(bare)):
+    with pytest.raises(NEFTConfigError, match=re.escape(bare)) as told:
         NEFTConfig(**{"alpha": 5, **options})
+    assert told.value.option == list(options)[-1]
+
+
+def test_an_error_survives_the_way_between_processes():
+    for make in (
+        lambda: NEFTConfig(alpha=0),
+        lambda: NEFTConfig.from_keys({ALPHA_KEY: 0}),
+    ):
+        with pytest.raises(NEFTConfigError) as told:
+            make()
+        copy = pickle.loads(pickle.dumps(told.value))
+        assert (type(copy), str(copy), copy.option) == (NEFTConfigError, str(told.value), "alpha")
+
+
+HUGE = [1e300, 10**400, -(10**400), 10**5000, [10**5000], {"power": 10**5000}]
+NUMBERS = [
+    *({option: None} for option in ("alpha", "alpha_end", "warmup_steps", "seed")),
+    *(
+        {"schedule": schedule, "schedule_args": {argument: None}}
+        for schedule, argument in [
+            ("polynomial", "power"),
+            ("exponential", "decay_rate"),
+            ("exponential", "transition_steps"),
+            ("step", "step_size"),
+            ("step", "decay_rate"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize("options", NUMBERS, ids=str)
+@pytest.mark.parametrize("value", HUGE, ids=lambda value: f"{type(value).__name__}")
+def test_a_number_out_of_all_bounds_is_refused_in_words(options, value):
+    (*_, option) = options
+    given = (
+        {"schedule_args": dict.fromkeys(options["schedule_args"], value)}
+        if len(options) > 1
+        else {option: value}
+    )
+    with pytest.raises(NEFTConfigError) as told:
+        NEFTConfig(**{"alpha": 5, **options, **given})
+    assert told.value.option == option
+    assert "must be" in str(told.value)
+    assert "got " in str(told.value)
+    assert len(str(told.value)) < 250
+
+
+@pytest.mark.parametrize("option", sorted(KEY_NAMES))
+@pytest.mark.parametrize("value", [10**5000, [10**5000]], ids=["int", "list"])
+def test_no_option_is_too_long_to_be_told_of(option, value):
+    with pytest.raises(NEFTConfigError, match="got a value of too many digits") as told:
+        NEFTConfig(**{"alpha": 5, option: value})
+    assert told.value.option == option
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"), [(0, "division by zero"), (10**400, "int too large")]
+)
+def test_a_schedule_of_another_package_that_cannot_count_so_far(monkeypatch, value, problem):
+    def wave(alpha, alpha_end, total_steps, *, period):
+        frequency = 1 / float(period)
+        return lambda step: alpha * math.cos(frequency * step) ** 2
+
+    monkeypatch.setattr(registry, "load", lambda kind, name: wave)
+    message = f"`neft_schedule_args` of 'linear': .*{problem}.*\\.$"
+    with pytest.raises(NEFTConfigError, match=message):
+        NEFTConfig.from_keys(
+            {ALPHA_KEY: 5, "neft_schedule": "linear", "neft_schedule_args": {"period": value}}
+        )
+
+
+def test_a_long_value_is_cut():
+    message = r"got '1{59}\.\.\. \(1002 characters\)\."
+    with pytest.raises(NEFTConfigError, match=message):
+        NEFTConfig(alpha=5, alpha_end="1" * 1000)
+
+
+def test_seeds_are_those_of_torch():
+    generator = torch.Generator()
+    for seed in (-(2**63), 2**64 - 1):
+        assert NEFTConfig(alpha=5, seed=seed).seed == seed
+        generator.manual_seed(seed)
+    for seed in (-(2**63) - 1, 2**64):
+        with pytest.raises((RuntimeError, ValueError, OverflowError)):
+            generator.manual_seed(seed)
 
 
 @pytest.mark.parametrize("key", sorted(set(KEY_OPTIONS) - {"neftune_noise_alpha"}))
@@ -156,9 +270,65 @@ def test_defaults():
 def test_an_end_value_that_is_never_reached_is_told():
     with pytest.warns(NEFTWarning, match="`neft_alpha_end` is 1, but `neft_schedule: constant`"):
         NEFTConfig.from_keys({"neftune_noise_alpha": 5, "neft_alpha_end": 1})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        NEFTConfig(alpha=5, alpha_end=1, schedule="linear")
+    NEFTConfig(alpha=5, alpha_end=1, schedule="linear")
+
+
+@pytest.mark.parametrize(
+    ("options", "told_of"),
+    [
+        ({"alpha": 5}, "`{alpha}: 5` with `{scale}: relative` is noise 5 times as strong as"),
+        ({"alpha": 1.5, "schedule": "cosine"}, "`{alpha}: 1.5` with"),
+        ({"alpha": 0.1, "alpha_end": 2, "schedule": "linear"}, "`{alpha_end}: 2` with"),
+    ],
+)
+def test_noise_that_is_stronger_than_the_embeddings_is_told_once(options, told_of):
+    options["scale"] = "relative"
+    keys = {KEY_NAMES[option]: value for option, value in options.items()}
+    for names, make in [
+        ({option: option for option in KEY_NAMES}, lambda: NEFTConfig(**options)),
+        (KEY_NAMES, lambda: NEFTConfig.from_keys(keys)),
+    ]:
+        with pytest.warns(NEFTWarning) as told:
+            made = make()
+        assert [warning.filename for warning in told] == [__file__]
+        text = str(told[0].message)
+        assert text.startswith(told_of.format(**names))
+        assert text.endswith(
+            "or set `{scale}: absolute`, where 5 to 15 is typical.".format(**names)
+        )
+        assert made.scale == "relative"
+    # Whoever has been told is not told again.
+    assert NEFTConfig(**options, warn=False) == NEFTConfig.from_keys(keys, warn=False) == made
+
+
+def test_what_is_meant_is_not_warned_of():
+    config = NEFTConfig(alpha=1, scale="relative")
+    NEFTConfig(alpha=15)
+    with pytest.warns(NEFTWarning, match="`alpha: 3` with `scale: relative`"):
+        replace(config, alpha=3)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "message"),
+    [
+        (200, 100, "ends at step 200 and training at 100, so alpha is only 2.475 at the last"),
+        (100, 100, "ends at step 100 and training at 100, so alpha is only 4.95 at the last"),
+        (0.6, 2, "ends at step 2 and training at 2, so alpha is only 2.5 at the last"),
+        (0.1, 1, "ends at step 1 and training at 1, so alpha is only 0 at the last"),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_warm_up_that_training_does_not_see_the_end_of_is_told(warmup, total, message, schedule):
+    config = NEFTConfig(alpha=5, warmup_steps=warmup, schedule=schedule)
+    with pytest.warns(NEFTWarning, match=re.escape(f"The warm-up {message} step and never 5.")):
+        alpha = config.build_schedule(total)
+    assert f"only {alpha(total - 1):g} at" in message
+    assert max(alpha(step) for step in range(total)) < 5
+
+
+def test_a_warm_up_within_training_is_not_warned_of():
+    assert NEFTConfig(alpha=5, warmup_steps=99).build_schedule(100)(99) == 5
+    NEFTConfig(alpha=5, warmup_steps=99).build_schedule(None)
 
 
 def test_a_whole_number_of_steps_may_come_as_a_float():

@@ -12,7 +12,7 @@ pytest.importorskip("axolotl")
 from axolotl_runs import PLUGIN, run_axolotl
 
 from neft_plugins.axolotl import NEFTArgs
-from neft_plugins.config import KEY_OPTIONS
+from neft_plugins.config import KEY_OPTIONS, OPTIONS, default_text
 
 ON = {"neftune_noise_alpha": 5}
 NO_ALPHA = (
@@ -52,6 +52,10 @@ REFUSED = [
         "`neft_length` is not used with `neft_scale: relative`",
     ),
     ({**ON, "neft_seed": 1.5}, "`neft_seed` must be an int or unset; got 1.5"),
+    ({"neftune_noise_alpha": "1e300"}, "`neftune_noise_alpha` must be at most 1e6, and 5 to 15"),
+    ({**ON, "neft_alpha_end": 1e300}, "`neft_alpha_end` must be at most 1e6, and 5 to 15"),
+    ({**ON, "neft_warmup_steps": 1e300}, "`neft_warmup_steps` must be at most 2**63 steps"),
+    ({**ON, "neft_seed": 10**400}, "`neft_seed` must be from -2**63 to 2**64 - 1, as torch's"),
     ({**ON, "neft_schedul": "linear"}, "Unknown key `neft_schedul`"),
     ({**ON, "neft_noise": 3}, "Unknown key `neft_noise`"),
     ({**ON, "NEFT_schedule": "linear"}, "Did you mean 'neft_schedule'?"),
@@ -102,7 +106,7 @@ def test_the_other_commands_take_what_is_right(tmp_path, data, command):
         ({"noisy_embedding_alpha": 5, "neft_distribution": "gaussian"}, "gaussian"),
         ({**ON, "neft_schedule": "polynomial", "neft_schedule_args": {"power": 3}}, "polynomial"),
         ({**ON, "neft_warmup_steps": 0.5}, "warm-up 0.5 of training"),
-        ({**ON, "neft_scale": "relative"}, "relative to each embedding's RMS"),
+        ({"neftune_noise_alpha": 0.1, "neft_scale": "relative"}, "relative to each embedding's"),
     ],
     ids=str,
 )
@@ -118,12 +122,22 @@ def test_the_command_line_of_axolotl_sets_alpha(tmp_path, data):
     assert "NEFT: alpha 5 -> 0 linear over 2 steps" in run.printed
 
 
-def test_every_key_is_an_argument_with_a_description():
+def test_a_relative_alpha_above_1_is_told_once(tmp_path, data):
+    run = run_axolotl(tmp_path, **data, **ON, neft_scale="relative", plugins=[PLUGIN])
+    assert run.exit_code == 0, run.printed[-3000:]
+    told = "`neftune_noise_alpha: 5` with `neft_scale: relative` is noise 5 times as strong as"
+    assert run.printed.count(told) == 1
+    assert run.printed.index(told) < run.printed.index("NEFT:")  # before there is a model
+
+
+def test_every_key_is_an_argument_with_the_text_of_its_option():
     arguments = NEFTArgs.model_fields
     assert {*arguments, "neftune_noise_alpha"} == set(KEY_OPTIONS)
-    for name, field in arguments.items():
-        assert field.default is None, name
-        assert field.json_schema_extra["description"], name
+    for key, field in arguments.items():
+        option = KEY_OPTIONS[key]
+        text = f"{OPTIONS[option].metadata['help']} Default: {default_text(option)}."
+        assert field.default is None, key
+        assert field.json_schema_extra["description"] == text
 
 
 # `axolotl neft`.

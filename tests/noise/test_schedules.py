@@ -4,6 +4,7 @@ import doctest
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,9 +60,18 @@ def test_warm_up_rises_to_alpha_and_the_schedule_takes_what_is_left(name, warmup
         assert whole(steps + t) == pytest.approx((rest if steps == 10 else shorter)(t))
 
 
-def test_a_share_of_training_is_rounded_up_as_in_transformers():
-    assert build("linear", warmup=0.1, total=25)(3) == 5.0
-    assert build("linear", warmup=0.1, total=25)(2) < 5.0
+# A fraction and a length of training -> steps, neither floor's nor round's.
+ROUNDED_UP = [(0.1, 25, 3), (0.1, 21, 3), (0.01, 20, 1), (0.25, 40, 10)]
+
+
+@pytest.mark.parametrize(("fraction", "total", "steps"), ROUNDED_UP)
+def test_a_fraction_of_training_is_rounded_up_as_in_transformers(fraction, total, steps):
+    warm = build("linear", warmup=fraction, total=total)
+    assert [t for t in range(total) if warm(t) == 5.0] == [steps]
+    plateaus = build("step", total=total, args={"step_size": fraction, "decay_rate": 0.5})
+    assert next(t for t in range(total) if plateaus(t) < 5.0) == steps
+    decay = {"transition_steps": fraction, "decay_rate": 0.5}
+    assert build("exponential", total=total, args=decay)(steps) == 2.5
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "polynomial"])
@@ -85,10 +95,38 @@ def test_a_schedule_stays_between_its_ends_and_is_pure(name, alpha, share, step)
     assert schedule(step) >= schedule(step + 1) - 1e-9
 
 
-def test_shares_of_training_as_spans():
-    assert build("step", total=100, args={"step_size": 0.1})(10) == 2.5
-    half = build("exponential", total=100, args={"decay_rate": 0.5, "transition_steps": 0.5})
-    assert half(50) == 2.5
+# What a config may hold at most and at least, and what lies between.
+ALPHAS = st.one_of(st.sampled_from([5e-324, 1e-300, 1, 10**6, 1e6]), st.floats(1e-6, 1e6))
+STEPS = st.one_of(st.sampled_from([0, 1, 2**63]), st.integers(0, 2**63))
+FRACTIONS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+SPANS = st.one_of(st.just(2.0**63), STEPS.filter(bool), FRACTIONS)
+RATES = st.one_of(st.sampled_from([5e-324, 1]), st.floats(0, 1, exclude_min=True))
+POWERS = st.one_of(st.sampled_from([5e-324, 1e-9, 10**6]), st.floats(1e-6, 1e6))
+ARGUMENTS = {
+    "polynomial": st.fixed_dictionaries({"power": POWERS}),
+    "exponential": st.fixed_dictionaries({"decay_rate": RATES, "transition_steps": SPANS}),
+    "step": st.fixed_dictionaries({"decay_rate": RATES, "step_size": SPANS}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::neft_plugins.config.NEFTWarning")
+@given(
+    given_args=st.sampled_from(sorted(CLOSED_FORMS)).flatmap(
+        lambda name: st.tuples(st.just(name), ARGUMENTS.get(name, st.just({})))
+    ),
+    alpha=ALPHAS,
+    alpha_end=st.one_of(st.just(0), ALPHAS),
+    warmup=st.one_of(STEPS, FRACTIONS),
+    total=STEPS.filter(bool),
+    step=STEPS,
+)
+def test_a_schedule_at_the_bounds_is_a_number_that_float32_holds(
+    given_args, alpha, alpha_end, warmup, total, step
+):
+    name, args = given_args
+    schedule = build(name, alpha=alpha, alpha_end=alpha_end, warmup=warmup, total=total, args=args)
+    for t in (0, step, total - 1, total, 2**63):
+        assert 0 <= torch.tensor(schedule(t), dtype=torch.float32) <= 1.0001e6
 
 
 def test_a_decay_needs_to_know_how_long_training_is():
