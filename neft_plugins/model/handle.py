@@ -7,9 +7,11 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from neft_plugins import _compat
 from neft_plugins.config import NEFTConfig, NEFTWarning
 from neft_plugins.model import embeddings as finder
-from neft_plugins.model.hooks import NOTED, EmbeddingHook, ForwardPasses
+from neft_plugins.model.batch import NOTED
+from neft_plugins.model.hooks import EmbeddingHook, ForwardPasses, MicroBatch
 from neft_plugins.model.shards import SequenceShards
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise import meter, seeds
@@ -105,11 +107,10 @@ class NEFTHandle:
         self.seed, self._rank, self._world_size = seed, data_rank, data_world_size
         self._shards = shards
         self._sites = sites
-        self._sums: Tensor | None = None
-        self._told_of_rounding = self._told_of_nothing = False
-        self._passes = ForwardPasses(type(model).__name__, sites)
-        self._passes.owner = self
-        self.set_step(0)  # before the hooks: what is wrong with a schedule is said without any
+        self._told_of_rounding = self._told_of_nothing = self._told_of_excess = False
+        self._passes = ForwardPasses(type(model).__name__, sites, owner=self)
+        # Before the hooks: what is wrong with a schedule is said without any.
+        self._passes.begin(self._micro_batch(0, 0), by_user=False)
         self._passes.attach(model)
 
     @property
@@ -118,10 +119,11 @@ class NEFTHandle:
         return self._passes.has_fired
 
     def set_step(self, step: int, micro_step: int = 0) -> None:
-        """Say which micro-batch comes next. Call before every forward pass of training.
+        """Say which micro-batch comes next. Call before every micro-batch of training.
 
-        The noise is a pure function of ``(seed, step, micro_step, rank)``: the same numbers give
-        the same noise.
+        The noise of its forward passes is a pure function of ``(seed, step, micro_step, rank)`` and
+        of how many noisy passes came before since this call: a loss that makes several has
+        different noise in each.
 
         Args:
             step: t, the optimizer steps done so far.
@@ -132,7 +134,9 @@ class NEFTHandle:
                 f"`step` and `micro_step` count from 0; got step={step!r}, "
                 f"micro_step={micro_step!r}."
             )
-        self._collect()
+        self._passes.begin(self._micro_batch(step, micro_step))
+
+    def _micro_batch(self, step: int, micro_step: int) -> MicroBatch:
         alpha = self._schedule(step)
         if not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
             raise ValueError(
@@ -140,19 +144,26 @@ class NEFTHandle:
                 "must be a number >= 0."
             )
         self.alpha = float(alpha)
-        self._passes.begin(step, micro_step, silent=self.alpha == 0)
         micro_batch = seeds.micro_batch_index(micro_step, self._rank, self._world_size)
         shard = 0 if self._shards is None else self._shards.rank
-        for index, site in enumerate(self._sites):
-            site.alpha.fill_(self.alpha)
-            site.seed.fill_(seeds.noise_seed(self.seed, step, micro_batch, index, shard))
+        site_seeds = [
+            seeds.micro_batch_seed(self.seed, step, micro_batch, site, shard)
+            for site in range(len(self._sites))
+        ]
+        return MicroBatch(
+            step,
+            micro_step,
+            torch.tensor(self.alpha, dtype=torch.float32),
+            [torch.tensor(seed) for seed in site_seeds],
+            silent=self.alpha == 0,
+        )
 
     def set_batch(self, **batch: Tensor | None) -> None:
         """Say what the model will not be told, such as the labels of a loss computed outside it.
 
         Args:
             **batch: ``labels``, ``attention_mask``, ``position_ids``, ...; what the model is given
-                itself comes first. Without arguments, forget.
+                itself comes first. Holds until the next call; without arguments, forget.
         """
         unknown = batch.keys() - NOTED
         if unknown:
@@ -169,13 +180,13 @@ class NEFTHandle:
             ``neft/noise_rms``, ``neft/noise_to_signal`` (noise RMS over embedding RMS of noised
             tokens), ``neft/noised_tokens`` (share of real tokens), where there was any.
         """
-        self._collect()
+        self._passes.tell_if_step_was_never_set()
         logs = {"neft/alpha": self.alpha}
-        if self._sums is not None:
-            stats = meter.summarise(self._sums, self._sites[0].hidden_size)
-            self._sums = None
+        stats = meter.summarise(self._passes.take_sums())
+        if stats is not None:
             self._tell_if_nothing_was_noised(stats)
             self._tell_if_rounded_away(stats)
+            self._tell_if_stronger_than_the_signal(stats)
             logs |= {f"neft/{name}": value for name, value in stats._asdict().items()}
         return logs
 
@@ -183,8 +194,6 @@ class NEFTHandle:
         """Take the noise off: no hook is left on the model. A second call does nothing."""
         if not self._passes.remove():
             return
-        for site in self._sites:
-            site.alpha.zero_()  # a compiled graph that outlives its hooks adds nothing
         self.metrics()
         if self._passes.ran_in_eval_mode and not self.has_fired:
             warnings.warn(
@@ -200,12 +209,6 @@ class NEFTHandle:
 
     def __exit__(self, *error: object) -> None:
         self.remove()
-
-    def _collect(self) -> None:
-        for site in self._sites:
-            if site.sums is not None:
-                self._sums = site.sums if self._sums is None else self._sums + site.sums
-                site.sums = None
 
     def _tell_if_nothing_was_noised(self, stats: meter.NoiseStats) -> None:
         """Once: a batch or two without such a token is normal, a whole run of them is not.
@@ -226,7 +229,7 @@ class NEFTHandle:
 
     def _tell_if_rounded_away(self, stats: meter.NoiseStats) -> None:
         """Once, and not for the small alphas at the end of a decay."""
-        dtype = self._sites[0].dtype
+        dtype = self._passes.dtype
         resolution = torch.finfo(dtype).eps
         rounded_away = 0 < stats.noise_to_signal < resolution / 2
         if self._told_of_rounding or not rounded_away or self.alpha < 0.5 * self.config.alpha:
@@ -240,11 +243,28 @@ class NEFTHandle:
             stacklevel=3,
         )
 
+    def _tell_if_stronger_than_the_signal(self, stats: meter.NoiseStats) -> None:
+        """Once."""
+        if self._told_of_excess or not 1 < stats.noise_to_signal < math.inf:
+            return
+        self._told_of_excess = True
+        way_out = (
+            "With `scale: relative` alpha is that ratio, and 0.02 to 0.2 is typical"
+            if self.config.scale == "relative"
+            else "Lower alpha, or use `scale: relative` with 0.02 to 0.2"
+        )
+        warnings.warn(
+            f"The noise is {stats.noise_to_signal:.2g} times as strong as the embeddings it is "
+            f"added to (alpha {self.alpha:g}), so little of the text is left. {way_out}.",
+            NEFTWarning,
+            stacklevel=3,
+        )
+
 
 def attached_handle(model: nn.Module) -> NEFTHandle | None:
     """The handle of the noise that is on a model, if any."""
     for module in finder.unwrap(model).modules():
-        for hook in module._forward_hooks.values():
+        for hook in _compat.forward_hooks(module):
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, EmbeddingHook):
                 return owner.passes.owner
@@ -276,8 +296,8 @@ def _refuse_second_noise(model: nn.Module) -> None:
             "Call `remove()` on the first handle or callback before attaching again."
         )
     for name, module in model.named_modules():
-        for hook in module._forward_hooks.values():
-            if getattr(hook, "__name__", "") == "neftune_post_forward_hook":
+        for hook in _compat.forward_hooks(module):
+            if _compat.is_builtin_noise(hook):
                 raise RuntimeError(
                     f"The built-in NEFTune hook is on '{name}' of {type(model).__name__}, so "
                     "noise would be added twice. Drop `neftune_noise_alpha` from the training "

@@ -1,39 +1,81 @@
-"""ForwardPasses: the hooks that note a model's batch, add the noise, and check that it fired.
+"""The hooks of a forward pass, and the record of it that they follow from the batch to the noise.
 
-A pre-hook on every module around the embedding notes the batch (the outermost one called does); the
-embedding's hook reads from it which tokens get how much noise, draws and adds; nothing goes back.
-The hooks are traced by ``torch.compile`` into the model's graph: what changes from step to step is
-held in tensors, and the Python attributes that do change are only written there, not read.
+A pre-hook on every module around the embedding opens the record and notes the batch (the outermost
+module called that names its tokens does); the embedding's hook numbers the call, and has its site
+draw and add; the record is closed, and it is an error if no noise was added, when that module
+returns. The hooks are traced by ``torch.compile`` into the model's graph: what changes from pass to
+pass is held in tensors, which are replaced and never written to, so that a graph whose backward
+pass is still to come keeps its own.
 """
 
 import inspect
 import warnings
-from typing import Any
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from neft_plugins import _compat
 from neft_plugins.config import NEFTWarning
 from neft_plugins.model import embeddings as finder
+from neft_plugins.model import recomputation
+from neft_plugins.model.batch import TOKENS, Batch, note
+from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
-
-TOKENS = {"input_ids", "inputs_embeds"}
-NOTED = {
-    *TOKENS,
-    "attention_mask",
-    "position_ids",
-    "seq_idx",
-    "cu_seq_lens_q",
-    "labels",
-    "shift_labels",
-    "decoder_input_ids",
-    "decoder_attention_mask",
-}
-"""The model's arguments that say which tokens are real, of which document, and trained on."""
+from neft_plugins.noise import meter
+from neft_plugins.noise.inject import Draw
 
 
 class NoNoiseError(RuntimeError):
     """A training forward pass in which the noise did not reach the model."""
+
+
+class UnknownPassError(RuntimeError):
+    """A forward pass within a backward pass that repeats none which had noise."""
+
+
+class MicroBatch(NamedTuple):
+    """What all forward passes of a micro-batch share.
+
+    Attributes:
+        step: t.
+        micro_step: Accumulation step within t.
+        alpha: 0-dim float32 on the CPU, alpha(t).
+        seeds: A 0-dim int64 on the CPU for each site.
+        silent: Whether alpha is 0; not read in compiled graphs, where the operator looks at alpha.
+    """
+
+    step: int
+    micro_step: int
+    alpha: Tensor
+    seeds: list[Tensor]
+    silent: bool
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass: all that its noise depends on.
+
+    Attributes:
+        scope: The hooks of the module that was called.
+        batch: What the model was given, and what it was not told.
+        micro_batch: Whose pass it is.
+        outer: The pass of a wrapper around that module, whose arguments name no tokens.
+        index: Number of the pass among the micro-batch's noisy ones; None before its first noise.
+        calls: The calls of each site's embedding that the noise was on in.
+        noted: Of each site, its calls as they may be repeated. Eager only.
+    """
+
+    scope: "_Scope"
+    batch: Batch
+    micro_batch: MicroBatch
+    outer: "ForwardPass | None"
+    index: Tensor | None = None
+    calls: list[int] = field(default_factory=list)
+    noted: list[list[NotedCall]] = field(default_factory=list)
 
 
 class ForwardPasses:
@@ -44,36 +86,42 @@ class ForwardPasses:
     Args:
         model_name: What messages call the model.
         sites: Where its noise is added.
+        owner: Whoever drives the passes.
 
     Attributes:
         extra: Arguments noted beside those that the model is given.
-        owner: Whoever drives the passes.
         has_fired: Whether any pass had noise.
         ran_in_eval_mode: Whether the model was called with gradients but in eval mode.
+        sums: Those of ``meter.measure`` over all passes since they were last taken.
+        dtype: That of the embeddings.
     """
 
-    def __init__(self, model_name: str, sites: list[NoiseSite]) -> None:
+    def __init__(self, model_name: str, sites: list[NoiseSite], owner: Any = None) -> None:
         self.model_name = model_name
         self.sites = sites
+        self.owner = owner
         self.extra: dict[str, Any] = {}
-        self.owner: Any = None
         self.has_fired = self.ran_in_eval_mode = False
-        self.batch: dict[str, Any] | None = None
-        self.scope: _Scope | None = None
-        self.last_batch: dict[str, Any] | None = None
+        self.dtype = torch.float32
+        self.sums = meter.no_sums(_device_of(sites))
+        self.current: ForwardPass | None = None
+        self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
+        self._latest: ForwardPass | None = None
         self._hooks: list[Any] = []
-        self._attached = False
+        self.attached = False
         self._switches: list[tuple[nn.Module, str]] = []
+        self._trained: list[nn.Parameter] = []
         self._told = False
-        self.begin(0, 0, silent=False)
+        self.begin(MicroBatch(0, 0, torch.zeros(()), [], silent=False), by_user=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ForwardPasses, (self.model_name, [])
 
     def attach(self, model: nn.Module) -> None:
         """Hook the model, unwrapped."""
-        self._attached = True
-        self._switches = finder.adapter_switches(model)
+        self.attached = True
+        self._switches = _compat.adapter_switches(model)
+        self._trained = [p for p in model.parameters() if p.requires_grad][:8]
         around = (m for s in self.sites for m in finder.ancestors(model, s.embedding.module))
         for module in {id(m): m for m in around}.values():
             scope = _Scope(self, module, model)
@@ -81,57 +129,114 @@ class ForwardPasses:
                 module.register_forward_pre_hook(scope.open, with_kwargs=True),
                 module.register_forward_hook(scope.close, always_call=True),
             ]
-        for site in self.sites:
-            hook = EmbeddingHook(self, site).add
-            self._hooks.append(site.embedding.module.register_forward_hook(hook, with_kwargs=True))
+        for number, site in enumerate(self.sites):
+            hook = EmbeddingHook(self, site, number)
+            module = site.embedding.module
+            self._hooks += [
+                module.register_forward_pre_hook(hook.begin),
+                module.register_forward_hook(hook.add, with_kwargs=True),
+            ]
 
-    def begin(self, step: int, micro_step: int, silent: bool) -> None:
-        """Say that the next pass is another micro-batch's, and whether alpha is 0 there.
-
-        ``silent`` is read outside of compiled graphs only; inside, the operator looks at alpha.
-        """
-        self.silent = silent
-        # A Ctrl-C inside the last pass may have left them: torch calls no hook for that.
-        self.batch = self.scope = None
-        self._place, self._drawn = (step, micro_step), False
+    def begin(self, micro_batch: MicroBatch, by_user: bool = True) -> None:
+        """Say that the passes to come are those of a micro-batch."""
+        self.micro_batch = micro_batch
+        self._count = torch.zeros((), dtype=torch.int64)
+        self._is_begun = by_user
+        # A Ctrl-C inside the last pass may have left it: torch calls no hook for that.
+        self.current = None
 
     def remove(self) -> bool:
         """Take every hook off; whether there was any."""
-        hooks, self._hooks, self._attached = self._hooks, [], False
+        hooks, self._hooks, self.attached = self._hooks, [], False
         for hook in hooks:
             hook.remove()
-        self.extra, self.batch, self.last_batch, self.scope = {}, None, None, None
+        self.extra, self.current, self._latest = {}, None, None
         return bool(hooks)
 
     def is_on(self, module: nn.Module) -> bool:
         """Off in eval mode, without gradients, and while PEFT's adapters are off."""
-        if not self._attached or not module.training or not torch.is_grad_enabled():
+        if not self.attached or not module.training or not torch.is_grad_enabled():
             return False
         return not any(getattr(owner, attribute) for owner, attribute in self._switches)
 
-    def note_drawn(self, site: NoiseSite) -> None:
-        """Eager only: the same (step, micro_step) in two passes means the same noise in both."""
-        if site is not self.sites[0] or _recomputing():
+    def take_sums(self) -> Tensor:
+        """The sums since the last call."""
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        return sums
+
+    def number(self) -> Tensor:
+        """The number of the next noisy pass of this micro-batch."""
+        index, self._count = self._count, self._count + 1
+        if not torch.compiler.is_compiling():
+            self._tell_if_step_was_forgotten(first=int(index) == 0)
+        return index
+
+    def keep(self, forward_pass: ForwardPass, output: Any) -> None:
+        """Keep a pass as long as it may be repeated: while autograd's graph of it lives."""
+        self._latest = forward_pass
+        if torch.compiler.is_compiling():
             return
-        if self._drawn and not self._told:
-            self._told = True
-            step, micro_step = self._place
-            warnings.warn(
-                f"A second training forward pass at step {step}, micro_step {micro_step} draws "
-                "the same noise again. Call `neft.set_step(step, micro_step)` before every "
-                "forward pass.",
-                NEFTWarning,
-                stacklevel=2,
-            )
-        self._drawn = True
+        self._kept.add(forward_pass)
+        for node in _nodes(output):
+            node.metadata.setdefault("neft_plugins", []).append(forward_pass)
+
+    def repeated(
+        self, site: int, place: int, ids: Tensor
+    ) -> tuple[ForwardPass, Draw | None] | None:
+        """Which pass a call of a site's embedding in a backward pass repeats, and its draw."""
+        latest = self._latest
+        kept = [*self._kept, *([] if latest is None else [latest])]
+        calls = {call: each for each in kept for call in each.noted[site]}
+        call = recomputation.repeated_call(calls, ids)
+        if call is not None:
+            return calls[call], call.draw
+        # What is repeated in eager mode may have been compiled, and then only the latest is known.
+        draw = recomputation.past_draw(place)
+        if draw is None or latest is None:
+            return None
+        known = latest.batch.get("input_ids", ids)
+        same = known.shape != ids.shape or recomputation.same_tokens(known, ids)
+        return (latest, draw) if same else None
+
+    def tell_if_step_was_never_set(self) -> None:
+        """For compiled graphs, in which the passes are counted and no more."""
+        if not self._is_begun and int(self._count) > 1:
+            self._tell_that_step_was_forgotten()
+
+    def _tell_if_step_was_forgotten(self, first: bool) -> None:
+        """A further pass is of the same micro-batch, unless the weights have changed since."""
+        if self._told:
+            return
+        versions = [parameter._version for parameter in self._trained]
+        if first:
+            self._versions = versions
+        elif not self._is_begun or versions != self._versions:
+            self._tell_that_step_was_forgotten()
+
+    def _tell_that_step_was_forgotten(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        now = self.micro_batch
+        since = (
+            f"since `set_step({now.step}, {now.micro_step})`, and the weights have changed"
+            if self._is_begun
+            else "and `set_step` was never called"
+        )
+        warnings.warn(
+            f"A second training forward pass {since}: alpha stays {float(now.alpha):g}, and all "
+            "passes count as those of one micro-batch. Call `neft.set_step(step, micro_step)` "
+            "before every micro-batch.",
+            NEFTWarning,
+            stacklevel=2,
+        )
 
 
 class _Scope:
-    """The hooks of one module around the embedding: note the batch, check that noise fired."""
+    """The hooks of one module around the embedding: open the record of a pass, and close it."""
 
     def __init__(self, passes: ForwardPasses, module: nn.Module, model: nn.Module) -> None:
         self.passes = passes
-        self.outer: tuple[dict[str, Any] | None, _Scope | None] = None, None
         parameters = inspect.signature(module.forward).parameters.values()
         if any(p.kind is p.VAR_POSITIONAL for p in parameters) and hasattr(model, "get_base_model"):
             inner = model.get_base_model()  # pyright: ignore[reportCallIssue]
@@ -141,71 +246,129 @@ class _Scope:
     def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the batch, if no module around this one has."""
         passes = self.passes
-        if passes.batch is not None and TOKENS & passes.batch.keys():
+        outer = passes.current
+        if not passes.attached or (outer is not None and TOKENS & outer.batch.keys()):
             return
-        # The outermost module, or one inside a wrapper whose own arguments do not name the tokens.
-        self.outer = passes.batch, passes.scope
-        if _recomputing() and passes.last_batch is not None:
-            passes.batch, passes.scope = passes.last_batch, self
+        if _repeating():  # the embedding's hook finds the record of the pass that is repeated
             return
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        noted = {key: value for key, value in given.items() if key in NOTED and value is not None}
-        passes.batch, passes.scope = passes.extra | (passes.batch or {}) | noted, self
+        given = note(dict(zip(self.names, args, strict=False)) | kwargs)
+        batch = passes.extra | (dict(outer.batch) if outer else {}) | given
+        passes.current = ForwardPass(
+            self,
+            batch,
+            passes.micro_batch,
+            outer,
+            calls=[0 for _ in passes.sites],
+            noted=[[] for _ in passes.sites],
+        )
         if torch.is_grad_enabled() and not module.training:
             passes.ran_in_eval_mode = True
-        for site in passes.sites:
-            site.fired = False
 
     def close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the batch this scope noted; an error if it got no noise."""
-        passes = self.passes
-        if passes.scope is not self:
+        passes, this = self.passes, self.passes.current
+        if this is None or this.scope is not self:
             return
-        batch, (passes.batch, passes.scope) = passes.batch or {}, self.outer
-        passes.last_batch = batch
+        passes.current = this.outer
         if output is None:  # the pass failed, and its own error is on the way
             return
-        for site in passes.sites:
-            if not site.fired and passes.is_on(site.embedding.module):
-                raise NoNoiseError(_no_noise(passes.model_name, site, batch))
+        passes.keep(this, output)
+        for number, site in enumerate(passes.sites):
+            if this.calls[number] == 0 and passes.is_on(site.embedding.module):
+                raise NoNoiseError(_no_noise(passes.model_name, site, this.batch))
+            if this.outer is not None:  # a wrapper's pass has the noise of those within
+                this.outer.calls[number] += this.calls[number]
 
 
 class EmbeddingHook:
-    """The hook of one embedding module: add the noise."""
+    """The hooks of one embedding module: add the noise."""
 
-    def __init__(self, passes: ForwardPasses, site: NoiseSite) -> None:
-        self.passes, self.site = passes, site
+    def __init__(self, passes: ForwardPasses, site: NoiseSite, number: int) -> None:
+        self.passes, self.site, self.number = passes, site, number
+        self.place = recomputation.new_place()
+        self.time = 0
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note when the call begins."""
+        if not torch.compiler.is_compiling():
+            self.time = _compat.autograd_clock()
 
     def add(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """The noisy output, or None, which leaves the module's own."""
-        passes, batch = self.passes, self.passes.batch
-        if batch is None and _recomputing():
-            batch, self.site.fired = passes.last_batch, False
-        if batch is None or not passes.is_on(module):
-            return None
-        again, self.site.fired = self.site.fired, True
-        passes.has_fired = True
-        if not torch.compiler.is_compiling() and passes.silent:
-            return None
+        passes, this = self.passes, self.passes.current
         ids = args[0] if args else next(iter(kwargs.values()))
-        noisy = self.site(batch, ids, output, again)
-        if not again and not torch.compiler.is_compiling():
-            passes.note_drawn(self.site)
+        if passes.attached and _repeating():
+            return self._repeat(module, ids, output)
+        if this is None:
+            return None
+        draw = self._next_draw(this, module)
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            this.noted[self.number].append(NotedCall(self.time, ids, draw))
+        if draw is None:
+            return None
+        noisy, sums = self.site.add(this.batch, ids, output, draw)
+        passes.sums = passes.sums.to(sums.device) + sums
+        passes.dtype = output.dtype
         return noisy
 
+    def _next_draw(self, this: ForwardPass, module: nn.Module) -> Draw | None:
+        """Which draw a call gets; None where the noise is off."""
+        passes = self.passes
+        if not passes.is_on(module):
+            return None
+        call = this.calls[self.number]
+        this.calls[self.number] += 1
+        passes.has_fired = True
+        compiling = torch.compiler.is_compiling()
+        if not compiling and this.micro_batch.silent:
+            return None
+        if this.index is None:
+            this.index = passes.number()
+        seed = this.micro_batch.seeds[self.number]
+        draw = Draw(this.micro_batch.alpha, seed, this.index, call)
+        return recomputation.past_or_next(draw, self.place) if compiling else draw
 
-def _recomputing() -> bool:
-    """Whether activation checkpointing repeats a part of the last pass, in the backward pass.
+    def _repeat(self, module: nn.Module, ids: Tensor, output: Tensor) -> Tensor | None:
+        """The same noise again, with nothing counted."""
+        found = self.passes.repeated(self.number, self.place, ids)
+        if found is None:
+            if self.passes.is_on(module):
+                raise UnknownPassError(_unknown_pass(self.passes.model_name))
+            return None
+        repeated, draw = found
+        return None if draw is None else self.site.add(repeated.batch, ids, output, draw)[0]
 
-    Only what is inside the checkpoint is called again, so the batch is the one noted then. A
-    compiled graph has its own recomputation, of which no hook hears.
+
+def _repeating() -> bool:
+    """Whether activation checkpointing repeats a part of an earlier pass, in the backward pass.
+
+    A compiled graph has its own recomputation, of which no hook hears.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and recomputation.in_backward_pass()
 
 
-def _no_noise(model_name: str, site: NoiseSite, batch: dict[str, Any]) -> str:
+def _nodes(output: Any) -> Iterator[Any]:
+    """The autograd nodes of the tensors in a model's output."""
+    if isinstance(output, Tensor):
+        if output.grad_fn is not None:
+            yield output.grad_fn
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _nodes(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _nodes(value)
+    elif is_dataclass(output):
+        yield from _nodes(vars(output))
+
+
+def _device_of(sites: list[NoiseSite]) -> torch.device | None:
+    return next((p.device for site in sites for p in site.embedding.module.parameters()), None)
+
+
+def _no_noise(model_name: str, site: NoiseSite, batch: Batch) -> str:
     name, kind = site.embedding.name, type(site.embedding.module).__name__
     given = ", ".join(f"`{key}`" for key in sorted(batch))
     way_out = (
@@ -218,4 +381,15 @@ def _no_noise(model_name: str, site: NoiseSite, batch: dict[str, Any]) -> str:
     return (
         f"The noise did not reach {model_name}: its embedding '{name}' ({kind}) was not called in "
         f"a training forward pass that was given {given or 'nothing the noise knows'}. {way_out}."
+    )
+
+
+def _unknown_pass(model_name: str) -> str:
+    return (
+        f"{model_name} is called with gradients within a backward pass, and this repeats no "
+        "forward pass that had gradients: what was computed before had no noise, and now would. "
+        "A loss that caches embeddings does so (CachedMultipleNegativesRankingLoss and others of "
+        "GradCache's kind): use it without its cache, as MultipleNegativesRankingLoss, or train "
+        "without noise. Activation checkpointing around the embedding does so with "
+        "`use_reentrant=True`: set it to False."
     )

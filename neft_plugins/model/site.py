@@ -1,27 +1,36 @@
-"""NoiseSite: from a batch to the noise on one embedding's output."""
+"""NoiseSite: the noise at one embedding, from a batch and an output to the noisy output."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from neft_plugins import registry
 from neft_plugins.config import NEFTConfig
+from neft_plugins.model import batch as batches
 from neft_plugins.model import embeddings as finder
+from neft_plugins.model.batch import Batch
 from neft_plugins.model.embeddings import InputEmbedding
 from neft_plugins.model.shards import SequenceShards
 from neft_plugins.noise import inject, lengths, meter
+from neft_plugins.noise.inject import Draw
 from neft_plugins.noise.tokens import IGNORED_LABEL, MissingLabelsError, TokenView
 
-Batch = Mapping[str, Any]
+
+class NoisedTokens(NamedTuple):
+    """Which tokens get noise.
+
+    Attributes:
+        lengths: int, L of each token that gets noise, 0 elsewhere.
+        real: bool, the tokens that are not padding.
+    """
+
+    lengths: Tensor
+    real: Tensor
 
 
 class NoiseSite:
-    """The noise at one embedding module.
-
-    What changes from step to step is in the 0-dim CPU tensors ``alpha`` and ``seed``, which a
-    compiled graph takes as inputs; the rest is fixed when the noise is attached.
+    """The noise at one embedding module; nothing in it changes once it is made.
 
     Args:
         model: The model, asked for its padding and placeholder tokens.
@@ -43,37 +52,30 @@ class NoiseSite:
     ) -> None:
         self.embedding = embedding
         self.config = config
-        self.alpha = torch.zeros((), dtype=torch.float32)
-        self.seed = torch.zeros((), dtype=torch.int64)
-        self.fired = False
-        self.sums: Tensor | None = None
-        self.hidden_size = 0
-        self.dtype = torch.float32
         self._rule = registry.load("tokens", config.tokens)
         self._scaler = finder.lookup_scaler(embedding.module)
         self._placeholders = finder.placeholder_ids(model)
         models_own = finder.pad_token_id(model)
         self._pad_token_id = models_own if pad_token_id is None else pad_token_id
+        self._padding = {pad_token_id, models_own} - {None}
         self._model_name = type(model).__name__
         self._alone = alone
         self._shards = shards
         registry.load("distribution", config.distribution)
 
-    def __call__(
-        self, batch: Batch, module_ids: Tensor, clean: Tensor, again: bool = False
-    ) -> Tensor:
-        """Add the noise of one forward pass.
+    def add(
+        self, batch: Batch, module_ids: Tensor, clean: Tensor, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """Add the noise of one call of the embedding.
 
         Args:
             batch: What the model was given.
             module_ids: The tokens the embedding module was given, of any shape.
             clean: (B, T, D) or (N, D), the module's output.
-            again: Whether this is a further call in one forward pass. It gets noise only where
-                it is given the batch's tokens: LED and BigBird-Pegasus embed padding of their
-                own by a second call.
+            draw: Which draw, and how strong.
 
         Returns:
-            The noisy output, of the same shape and dtype.
+            The noisy output, of the same shape and dtype; and the sums of ``meter.measure``.
         """
         if module_ids.is_floating_point():
             raise ValueError(
@@ -82,35 +84,54 @@ class NoiseSite:
                 "`embedding='...'`."
             )
         if self.embedding.side == "decoder":
-            batch = decoder_batch(batch)
-        ids = batch.get("input_ids")
-        if again and ids is not None and module_ids.shape != ids.shape:
-            return clean
-        batch_ids = _two_dimensional(module_ids if ids is None else ids)
-        if self._shards is None:
-            noised_lengths, real = self._lengths(batch, batch_ids)
-        else:  # L and the token rule are of whole documents
-            batch, own = self._shards.join(batch, batch_ids)
-            noised_lengths, real = self._lengths(batch, batch["input_ids"])
-            noised_lengths, real = noised_lengths[:, own], real[:, own]
-        if again and ids is not None:
-            same = (module_ids == ids).all()
-            noised_lengths, real = noised_lengths * same, real & same
-        noised_lengths = align(noised_lengths, real, ids, module_ids, clean.shape[:-1])
+            batch = batches.decoder_batch(batch, self._padding)
+        noised = self._noised_tokens(batch, module_ids, clean.shape[:-1], draw.call)
         norms = inject.token_norms(clean)
-        scale = self._scale(noised_lengths, norms, clean)
-        noisy, noise = inject.add_noise(
-            clean, scale, self.alpha, self.seed, self.config.distribution
-        )
-        sums = meter.measure(noise, norms, noised_lengths > 0, real)
-        # In a compiled graph only the last pass is kept: reading what was there would recompile.
-        kept = None if torch.compiler.is_compiling() else self.sums
-        self.sums = sums if kept is None else kept + sums
-        self.hidden_size, self.dtype = clean.shape[-1], clean.dtype
-        return noisy
+        scale = self._scale(noised.lengths, norms, clean)
+        noisy, noise = inject.add_noise(clean, scale, draw, self.config.distribution)
+        return noisy, meter.measure(noise, norms, noised.lengths > 0, noised.real)
 
-    def _lengths(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T): L of each token that gets noise, 0 elsewhere; and which tokens are real."""
+    def _noised_tokens(
+        self, batch: Batch, module_ids: Tensor, shape: torch.Size, call: int
+    ) -> NoisedTokens:
+        """Which tokens get noise: lengths of the output's shape, and the batch's real tokens.
+
+        The first call is of the batch's tokens. A further one is too if it has the same tokens,
+        and otherwise of others, which the model's arguments do not describe.
+        """
+        ids = batch.get("input_ids")
+        if call == 0:
+            return self._described(batch, ids, module_ids, shape)
+        others = batches.other_tokens(batches.two_dimensional(module_ids), self._padding)
+        text = others["attention_mask"].to(torch.bool)
+        found = self._described(others, others["input_ids"], module_ids, shape)
+        # Padding that a model embeds by itself stays clean, under `length: row` too.
+        found = NoisedTokens(found.lengths * text.view(shape), found.real & text)
+        if ids is None or module_ids.shape != ids.shape:
+            return found
+        same = (module_ids == ids).all()
+        again = self._described(batch, ids, module_ids, shape)
+        return NoisedTokens(
+            torch.where(same, again.lengths, found.lengths),
+            torch.where(same, again.real, found.real),
+        )
+
+    def _described(
+        self, batch: Batch, ids: Tensor | None, module_ids: Tensor, shape: torch.Size
+    ) -> NoisedTokens:
+        """As ``_noised_tokens``, of tokens that the batch describes."""
+        rows = batches.two_dimensional(module_ids if ids is None else ids)
+        if self._shards is None:
+            noised = self._of_rows(batch, rows)
+        else:  # L and the token rule are of whole documents
+            batch, own = self._shards.join(batch, rows)
+            noised = self._of_rows(batch, batch["input_ids"])
+            noised = NoisedTokens(noised.lengths[:, own], noised.real[:, own])
+        laid = batches.align(noised.lengths, noised.real, ids, module_ids, shape)
+        return NoisedTokens(laid, noised.real)
+
+    def _of_rows(self, batch: Batch, ids: Tensor) -> NoisedTokens:
+        """Of whole rows, (B, T) both."""
         if self.config.length == "row":
             documents = lengths.rows_as_documents(ids.shape, ids.device)
         else:
@@ -128,14 +149,14 @@ class NoiseSite:
         for placeholder in self._placeholders:
             noised = noised & (ids != placeholder)
         counted = noised if self.config.length == "noised" else documents.real
-        return lengths.count_tokens(documents, counted) * noised, documents.real
+        return NoisedTokens(lengths.count_tokens(documents, counted) * noised, documents.real)
 
     def _scale(self, noised_lengths: Tensor, norms: Tensor, clean: Tensor) -> Tensor:
-        """The magnitude of each token's noise, float32, 0 where there is none."""
+        """The magnitude of each token's noise for alpha 1, float32, 0 where there is none."""
         if self.config.scale == "relative":
-            relative = inject.relative_noise_scale(self.alpha, norms, clean.shape[-1])
+            relative = inject.relative_noise_scale(norms, clean.shape[-1])
             return torch.where(noised_lengths > 0, relative, 0.0)
-        scale = inject.noise_scale(self.alpha, noised_lengths, clean.shape[-1])
+        scale = inject.noise_scale(noised_lengths, clean.shape[-1])
         if self._scaler is None:
             return scale
         factor: Any = self._scaler.embed_scale
@@ -152,7 +173,7 @@ class NoiseSite:
             )
         labels, shifted = batch.get("labels"), batch.get("shift_labels")
         if shifted is not None:  # for Ulysses, transformers gives these as `labels` too
-            labels = shift_right(shifted)
+            labels = batches.shift_right(shifted)
         if labels is None:
             seen = ", ".join(f"`{key}`" for key, value in batch.items() if value is not None)
             raise MissingLabelsError(
@@ -169,82 +190,3 @@ class NoiseSite:
                 f"the tokens {tuple(shape)}. Use `tokens: all`."
             )
         return labels
-
-
-def decoder_batch(batch: Batch) -> dict[str, Any]:
-    """An encoder-decoder's batch as its decoder's embedding sees it.
-
-    The decoder's input i holds label i - 1, after a start token.
-
-    Args:
-        batch: What the encoder-decoder was given.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` of the decoder's tokens, each where known.
-    """
-    labels, mask = batch.get("labels"), batch.get("decoder_attention_mask")
-    if labels is not None:
-        labels = shift_right(labels)
-        if mask is None:
-            mask = (labels != IGNORED_LABEL).to(torch.int64)
-            mask[:, 0] = 1
-    return {
-        "input_ids": batch.get("decoder_input_ids"),
-        "attention_mask": mask,
-        "labels": labels,
-    }
-
-
-def shift_right(labels: Tensor) -> Tensor:
-    """(B, T) labels one place to the right; the first place has none."""
-    return torch.nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORED_LABEL)
-
-
-def align(
-    values: Tensor, real: Tensor, ids: Tensor | None, module_ids: Tensor, shape: torch.Size
-) -> Tensor:
-    """Lay (B, T) values of the batch's tokens onto the tokens the embedding module was given.
-
-    Most modules get the batch's tokens as they are. Some get them flattened, with or without the
-    padding (ModernBERT), transposed (XLNet), or with tokens of the model's own before (CPM-Ant) or
-    after (Longformer, Reformer) them; the model's own tokens get the value 0.
-
-    Args:
-        values: (B, T), one for each token of the batch.
-        real: (B, T) bool, False on padding.
-        ids: (B, T), the batch's tokens, where known.
-        module_ids: The tokens the module was given.
-        shape: Shape of the module's output, less its last dimension.
-
-    Returns:
-        The values, of the given shape.
-
-    Raises:
-        ValueError: If the shapes do not fit together.
-    """
-    rows, width = values.shape
-    if shape == values.shape:
-        if rows == width > 1 and ids is not None and module_ids.shape == ids.shape:
-            # Not merely other ids: some models rewrite placeholders before they look them up.
-            transposed = (module_ids == ids.T).all() & (module_ids != ids).any()
-            return torch.where(transposed, values.T, values)
-        return values
-    if len(shape) == 1:
-        return values.flatten() if shape[0] == values.numel() else values[real]
-    if len(shape) == 2 and shape == values.T.shape:
-        return values.T
-    if len(shape) == 2 and shape[0] == rows and shape[1] > width:
-        extra = shape[1] - width
-        after = torch.nn.functional.pad(values, (0, extra))
-        if ids is None:
-            return after
-        before = torch.nn.functional.pad(values, (extra, 0))
-        return torch.where((module_ids[:, extra:] == ids).all(), before, after)
-    raise ValueError(
-        f"The embedding produced vectors for {tuple(shape)} tokens, but the batch has "
-        f"{tuple(values.shape)}. Name the module that embeds the batch's tokens with `embedding=`."
-    )
-
-
-def _two_dimensional(ids: Tensor) -> Tensor:
-    return ids.unsqueeze(0) if ids.ndim == 1 else ids

@@ -1,8 +1,10 @@
 """The equation: E' = E + m * g * alpha(t) / sqrt(L * D) * eps.
 
-Alpha and the seed come in as 0-dim CPU tensors, and eps is drawn by a registered operator, so that
-a compiled graph stays whole and is not compiled again when they change.
+What changes from draw to draw comes in as 0-dim CPU tensors, and eps is drawn by a registered
+operator, so that a compiled graph stays whole and is not compiled again when they change.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +13,26 @@ from neft_plugins import registry
 from neft_plugins.noise import seeds
 
 
-def noise_scale(alpha: float | Tensor, lengths: Tensor, hidden_size: int) -> Tensor:
-    """Magnitude of each token's noise, ``alpha / sqrt(L * D)`` (arXiv 2310.05914, section 2).
+class Draw(NamedTuple):
+    """Which draw, and how strong.
+
+    Attributes:
+        alpha: 0-dim float32 on the CPU, alpha(t).
+        seed: 0-dim int64 on the CPU, the micro-batch's seed at this embedding.
+        pass_index: 0-dim int64 on the CPU, which of the micro-batch's noisy forward passes.
+        call: Which call of the embedding in that pass.
+    """
+
+    alpha: Tensor
+    seed: Tensor
+    pass_index: Tensor
+    call: int
+
+
+def noise_scale(lengths: Tensor, hidden_size: int) -> Tensor:
+    """Magnitude of each token's noise for alpha 1, ``1 / sqrt(L * D)`` (arXiv 2310.05914).
 
     Args:
-        alpha: NEFTune's alpha at this step, dimensionless.
         lengths: (B, T) int, tokens of the document each token belongs to; 0 on padding.
         hidden_size: D.
 
@@ -23,23 +40,21 @@ def noise_scale(alpha: float | Tensor, lengths: Tensor, hidden_size: int) -> Ten
         (B, T) float32; 0 where ``lengths`` is 0.
     """
     root = torch.sqrt((lengths.clamp(min=1) * hidden_size).to(torch.float32))
-    # A reciprocal, not a division: so rounds `float / Tensor`, by which the built-in has its scale.
-    magnitude = root.reciprocal() * alpha
-    return torch.where(lengths > 0, magnitude, 0.0)
+    # A reciprocal, and alpha times it: so rounds `float / Tensor`, the built-in's way to its scale.
+    return torch.where(lengths > 0, root.reciprocal(), 0.0)
 
 
-def relative_noise_scale(alpha: float | Tensor, token_norms: Tensor, hidden_size: int) -> Tensor:
-    """Magnitude that makes alpha the noise-to-signal ratio, ``alpha * rms(E) * sqrt(3)``.
+def relative_noise_scale(token_norms: Tensor, hidden_size: int) -> Tensor:
+    """Magnitude by which alpha is the noise-to-signal ratio, ``rms(E) * sqrt(3)`` for alpha 1.
 
     Args:
-        alpha: Noise RMS over embedding RMS, dimensionless.
         token_norms: (B, T) float32, the L2 norm of each token's embedding, sqrt(D) times its RMS.
         hidden_size: D.
 
     Returns:
         (B, T) float32. With eps of variance 1/3, each token's noise has RMS ``alpha * rms(E)``.
     """
-    return alpha * (3 / hidden_size) ** 0.5 * token_norms
+    return (3 / hidden_size) ** 0.5 * token_norms
 
 
 def token_norms(embeddings: Tensor) -> Tensor:
@@ -49,15 +64,23 @@ def token_norms(embeddings: Tensor) -> Tensor:
 
 @torch.library.custom_op("neft_plugins::draw_noise", mutates_args=())
 def draw_noise(
-    embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str
+    embeddings: Tensor,
+    scale: Tensor,
+    alpha: Tensor,
+    seed: Tensor,
+    pass_index: Tensor,
+    call: int,
+    distribution: str,
 ) -> Tensor:
-    """Draw the noise: ``scale * eps``, eps from a generator seeded with ``seed``.
+    """Draw the noise: ``alpha * scale * eps``.
 
     Args:
         embeddings: (..., D), gives shape and device.
-        scale: (...) float32, each token's magnitude, 0 where there is no noise.
-        alpha: 0-dim float32 on the CPU; where it is 0 nothing is drawn.
-        seed: 0-dim int64 on the CPU, so that reading it does not wait for a GPU.
+        scale: (...) float32, each token's magnitude for alpha 1, 0 where there is no noise.
+        alpha: As in ``Draw``; where it is 0 nothing is drawn.
+        seed: As in ``Draw``; on the CPU, so that reading it does not wait for a GPU.
+        pass_index: As in ``Draw``.
+        call: As in ``Draw``.
         distribution: Registered name of eps's distribution.
 
     Returns:
@@ -65,35 +88,42 @@ def draw_noise(
     """
     if alpha == 0:
         return torch.zeros_like(embeddings, dtype=torch.float32)
-    source = seeds.generator(int(seed), embeddings.device)
+    source = seeds.generator(seeds.draw_seed(int(seed), int(pass_index), call), embeddings.device)
     eps = registry.load("distribution", distribution)(embeddings.shape, source)
     if eps.shape != embeddings.shape or eps.dtype != torch.float32:
         raise ValueError(
             f"The distribution '{distribution}' must draw float32 of shape "
             f"{tuple(embeddings.shape)}; got {eps.dtype} of shape {tuple(eps.shape)}."
         )
-    return eps.mul_(scale.unsqueeze(-1))
+    return eps.mul_((scale * alpha).unsqueeze(-1))
 
 
 @draw_noise.register_fake
-def _(embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str) -> Tensor:
+def _(
+    embeddings: Tensor,
+    scale: Tensor,
+    alpha: Tensor,
+    seed: Tensor,
+    pass_index: Tensor,
+    call: int,
+    distribution: str,
+) -> Tensor:
     return torch.empty_like(embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 def add_noise(
-    embeddings: Tensor, scale: Tensor, alpha: Tensor, seed: Tensor, distribution: str
+    embeddings: Tensor, scale: Tensor, draw: Draw, distribution: str
 ) -> tuple[Tensor, Tensor]:
     """Add float32 noise in the embeddings' dtype; the gradient passes unchanged.
 
     Args:
         embeddings: (..., D), any floating dtype.
-        scale: (...) float32, each token's magnitude.
-        alpha: 0-dim float32 on the CPU.
-        seed: 0-dim int64 on the CPU.
+        scale: (...) float32, each token's magnitude for alpha 1.
+        draw: Which draw, and how strong.
         distribution: Registered name of eps's distribution.
 
     Returns:
         The noisy embeddings, of the same shape and dtype, and the noise, (..., D) float32.
     """
-    noise = draw_noise(embeddings.detach(), scale, alpha, seed, distribution)
+    noise = draw_noise(embeddings.detach(), scale, *draw, distribution)
     return embeddings + noise.to(embeddings.dtype), noise

@@ -12,7 +12,7 @@ class NoiseStats(NamedTuple):
     Attributes:
         noise_rms: RMS of the noise over the coordinates of noised tokens.
         noise_to_signal: Noise RMS over embedding RMS of the noised tokens.
-        noised_tokens: Noised tokens as a share of real tokens.
+        noised_tokens: Noised tokens as a fraction of real tokens.
     """
 
     noise_rms: float
@@ -20,8 +20,13 @@ class NoiseStats(NamedTuple):
     noised_tokens: float
 
 
+def no_sums(device: torch.device | None = None) -> Tensor:
+    """The sums of no forward pass, from which to add up."""
+    return torch.zeros(5, dtype=torch.float64, device=device)
+
+
 def measure(noise: Tensor, token_norms: Tensor, noised: Tensor, real: Tensor) -> Tensor:
-    """Sums from which ``summarise`` makes the stats; they add up over forward passes.
+    """Sums from which ``summarise`` makes the stats; they add up over passes and embeddings.
 
     Args:
         noise: (..., D) float32.
@@ -30,30 +35,34 @@ def measure(noise: Tensor, token_norms: Tensor, noised: Tensor, real: Tensor) ->
         real: Any shape, bool, the tokens that are not padding.
 
     Returns:
-        (4,) float64 on the noise's device: noise energy, signal energy of noised tokens,
-        coordinates noised, and real tokens.
+        (5,) float64 on the noise's device: noise energy, signal energy of noised tokens,
+        coordinates noised, noised tokens, and real tokens.
     """
     noise_energy = torch.linalg.vector_norm(noise, dim=-1).square().sum(dtype=torch.float64)
     signal_energy = (token_norms.square() * noised).sum(dtype=torch.float64)
-    coordinates = noised.sum(dtype=torch.float64) * noise.shape[-1]
-    return torch.stack([noise_energy, signal_energy, coordinates, real.sum(dtype=torch.float64)])
+    tokens = noised.sum(dtype=torch.float64)
+    coordinates = tokens * noise.shape[-1]
+    return torch.stack(
+        [noise_energy, signal_energy, coordinates, tokens, real.sum(dtype=torch.float64)]
+    )
 
 
-def summarise(sums: Tensor, hidden_size: int) -> NoiseStats:
+def summarise(sums: Tensor) -> NoiseStats | None:
     """The stats of summed-up forward passes. Waits for the device.
 
     Args:
-        sums: (4,) from ``measure``, added up.
-        hidden_size: D.
+        sums: (5,) from ``measure``, added up.
 
     Returns:
-        The stats; 0 where no token was noised.
+        The stats, 0 where no token was noised; None where there was no real token.
     """
-    noise, signal, coordinates, real = sums.tolist()
-    if coordinates == 0:
+    noise, signal, coordinates, tokens, real = sums.tolist()
+    if real == 0:
+        return None
+    if tokens == 0:
         return NoiseStats(0.0, 0.0, 0.0)
     return NoiseStats(
         noise_rms=(noise / coordinates) ** 0.5,
         noise_to_signal=(noise / signal) ** 0.5 if signal else float("inf"),
-        noised_tokens=coordinates / hidden_size / real,
+        noised_tokens=tokens / real,
     )

@@ -1,8 +1,9 @@
 """Where the randomness comes from: a private generator, a pure function of what it is for.
 
-Every forward pass draws from a generator seeded by ``(seed, t, k)``. So noise takes nothing from
-the global generators, a resumed run needs no saved state, and the k-th micro-batch of a global
-batch gets the same noise however ranks and accumulation steps share it out.
+Every call of an embedding draws from a generator seeded by ``(seed, t, k, pass, call)``. So noise
+takes nothing from the global generators, a resumed run needs no saved state, the k-th micro-batch
+of a global batch gets the same noise however ranks and accumulation steps share it out, and no two
+embeddings of one micro-batch share a draw.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ def micro_batch_index(micro_step: int, data_rank: int, data_world_size: int) -> 
     return micro_step * data_world_size + data_rank
 
 
-def noise_seed(seed: int, step: int, micro_batch: int, site: int = 0, shard: int = 0) -> int:
-    """A 63-bit seed that is a hash of what the noise is for.
+def micro_batch_seed(seed: int, step: int, micro_batch: int, site: int = 0, shard: int = 0) -> int:
+    """The seed of one micro-batch at one embedding, a hash of what it is for.
 
     Args:
         seed: The run's seed.
@@ -42,11 +43,29 @@ def noise_seed(seed: int, step: int, micro_batch: int, site: int = 0, shard: int
     Returns:
         int in [0, 2^63), the same on every machine.
     """
-    key = struct.pack("<QQQII", seed & (2**64 - 1), step, micro_batch, site, shard)
-    digest = hashlib.blake2b(key, digest_size=8, person=b"neft-plugins").digest()
-    return int.from_bytes(digest, "little") >> 1
+    return _hash("<QQQII", seed & (2**64 - 1), step, micro_batch, site, shard)
+
+
+def draw_seed(seed: int, pass_index: int, call: int) -> int:
+    """The seed of one draw of a micro-batch.
+
+    Args:
+        seed: That of the micro-batch, see ``micro_batch_seed``.
+        pass_index: Which of the micro-batch's noisy forward passes, from 0.
+        call: Which call of the embedding in that pass, from 0.
+
+    Returns:
+        int in [0, 2^63), the same on every machine.
+    """
+    return _hash("<QQQ", seed, pass_index, call)
 
 
 def generator(seed: int, device: torch.device) -> torch.Generator:
     """A fresh generator on the device, seeded."""
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def _hash(layout: str, *numbers: int) -> int:
+    key = struct.pack(layout, *numbers)
+    digest = hashlib.blake2b(key, digest_size=8, person=b"neft-plugins").digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,65 @@
+"""Private names of hosts that we read, in one place: what each is, and why no public one does.
+
+Each has a test that fails when its host renames it (``tests/test_compat.py``).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def inside_compiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wrapped; torch has no public way back."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def forward_hooks(module: nn.Module) -> Iterable[Any]:
+    """The forward hooks on a module; torch can add and remove them, but not list them."""
+    return module._forward_hooks.values()
+
+
+def is_builtin_noise(hook: Any) -> bool:
+    """Whether a forward hook is transformers' own NEFTune, known by its function's name alone."""
+    return getattr(hook, "__name__", "") == "neftune_post_forward_hook"
+
+
+def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where PEFT notes that adapters are off: (module, attribute) pairs, True when off.
+
+    ``PeftModel.disable_adapter`` sets the model's, ``disable_adapter_layers`` those of the layers,
+    all alike; the public ``get_model_status`` walks the whole model at each call.
+    """
+    switches = [
+        (module, "_adapters_disabled")
+        for module in model.modules()
+        if isinstance(getattr(module, "_adapters_disabled", None), bool)
+    ]
+    layers = (
+        (module, "_disable_adapters")
+        for module in model.modules()
+        if isinstance(getattr(module, "_disable_adapters", None), bool)
+    )
+    return switches + list(layers)[:1]
+
+
+def in_backward_pass() -> bool:
+    """Whether this thread is in a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def autograd_clock() -> int:
+    """How many autograd nodes this thread has made: the time at which the next one is made."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def node_time() -> int:
+    """When the node was made that this thread's backward pass is at; -1 where that is unknown.
+
+    Nodes of leaves are of no time: a hook on a leaf runs there.
+    """
+    node = torch._C._current_autograd_node()
+    made = -1 if node is None else node._sequence_nr()
+    return made if made < 2**63 else -1

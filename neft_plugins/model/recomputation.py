@@ -1,0 +1,127 @@
+"""Recomputation: which call of an embedding is repeated, where a backward pass makes it again.
+
+Activation checkpointing repeats a part of a forward pass in the backward pass, whatever was
+forwarded since. Autograd numbers the nodes of its graph in the order in which they are made, and
+the node that the backward pass is at is one of the forward pass that is repeated: so its number
+tells which of the earlier calls that was.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neft_plugins import _compat
+from neft_plugins.noise.inject import Draw
+
+in_backward_pass = _compat.in_backward_pass
+
+
+@dataclass(frozen=True, eq=False)
+class NotedCall:
+    """A call of an embedding with gradients, as it may be repeated.
+
+    Attributes:
+        time: autograd's clock when it began.
+        ids: The tokens it was given.
+        draw: Its noise; None where it had none.
+    """
+
+    time: int
+    ids: Tensor
+    draw: Draw | None
+
+
+def repeated_call(calls: Iterable[NotedCall], ids: Tensor) -> NotedCall | None:
+    """The call that is repeated now: the last one of these tokens before autograd's node was made.
+
+    Args:
+        calls: The calls that may be.
+        ids: The tokens given now.
+
+    Returns:
+        The call, or None where it is none of them.
+    """
+    time = _compat.node_time()
+    before = [call for call in calls if call.time <= time and same_tokens(call.ids, ids)]
+    return max(before, key=lambda call: call.time, default=None)
+
+
+def same_tokens(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of ids are equal."""
+    if one.shape != other.shape:
+        return False
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+
+
+# In compiled graphs no Python of a hook runs, so an operator does the same there.
+
+new_place = itertools.count().__next__
+"""A number that tells the embeddings of a process apart in compiled graphs."""
+
+
+class _PastDraw(NamedTuple):
+    place: int
+    time: int
+    draw: Draw
+
+
+_past: deque[_PastDraw] = deque(maxlen=1024)
+
+
+def past_or_next(draw: Draw, place: int) -> Draw:
+    """The draw of a compiled graph: the next, or the past one where the graph is run again.
+
+    Args:
+        draw: The next draw.
+        place: Number of the embedding, of ``new_place``.
+
+    Returns:
+        The draw to use.
+    """
+    *numbers, call = draw
+    return Draw(*_past_or_next(*numbers, call, place), call)
+
+
+def past_draw(place: int, call: int | None = None) -> Draw | None:
+    """The draw that a compiled graph made when autograd's node was made.
+
+    Args:
+        place: Number of the embedding, of ``new_place``.
+        call: Which call of it; any, where that is not known.
+
+    Returns:
+        The draw, or None where it is not known.
+    """
+    time = _compat.node_time() + 1  # the node of a graph is made just before the graph is run
+    return next(
+        (
+            each.draw
+            for each in reversed(_past)
+            if each.place == place and call in (None, each.draw.call) and each.time <= time
+        ),
+        None,
+    )
+
+
+@torch.library.custom_op("neft_plugins::past_or_next", mutates_args=())
+def _past_or_next(
+    alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    draw = Draw(alpha.clone(), seed.clone(), pass_index.clone(), call)
+    if in_backward_pass():
+        draw = past_draw(place, call) or draw
+    else:
+        _past.append(_PastDraw(place, _compat.autograd_clock(), draw))
+    return draw.alpha.clone(), draw.seed.clone(), draw.pass_index.clone()
+
+
+@_past_or_next.register_fake
+def _(
+    alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(alpha), torch.empty_like(seed), torch.empty_like(pass_index)
