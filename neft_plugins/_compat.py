@@ -63,3 +63,9 @@ def node_time() -> int:
     node = torch._C._current_autograd_node()
     made = -1 if node is None else node._sequence_nr()
     return made if made < 2**63 else -1
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether this thread's backward pass is at a reentrant checkpoint, torch's or DeepSpeed's."""
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name() == "CheckpointFunctionBackward"

@@ -172,31 +172,21 @@ class ForwardPasses:
         return index
 
     def keep(self, forward_pass: ForwardPass, output: Any) -> None:
-        """Keep a pass as long as it may be repeated: while autograd's graph of it lives."""
+        """Keep a pass as long as it may be repeated: while autograd's graph of it lives.
+
+        The latest is kept in any case: its output may hide its tensors.
+        """
         self._latest = forward_pass
-        if torch.compiler.is_compiling():
-            return
         self._kept.add(forward_pass)
         for node in _nodes(output):
             node.metadata.setdefault("neft_plugins", []).append(forward_pass)
 
-    def repeated(
-        self, site: int, place: int, ids: Tensor
-    ) -> tuple[ForwardPass, Draw | None] | None:
-        """Which pass a call of a site's embedding in a backward pass repeats, and its draw."""
-        latest = self._latest
-        kept = [*self._kept, *([] if latest is None else [latest])]
+    def repeated(self, site: int, ids: Tensor) -> tuple[Batch, Draw | None] | None:
+        """The batch and the draw of the call that one in a backward pass repeats, if it does."""
+        kept = [*self._kept, *([] if self._latest is None else [self._latest])]
         calls = {call: each for each in kept for call in each.noted[site]}
         call = recomputation.repeated_call(calls, ids)
-        if call is not None:
-            return calls[call], call.draw
-        # What is repeated in eager mode may have been compiled, and then only the latest is known.
-        draw = recomputation.past_draw(place)
-        if draw is None or latest is None:
-            return None
-        known = latest.batch.get("input_ids", ids)
-        same = known.shape != ids.shape or recomputation.same_tokens(known, ids)
-        return (latest, draw) if same else None
+        return None if call is None else (calls[call].batch, call.draw)
 
     def tell_if_step_was_never_set(self) -> None:
         """For compiled graphs, in which the passes are counted and no more."""
@@ -249,8 +239,6 @@ class _Scope:
         outer = passes.current
         if not passes.attached or (outer is not None and TOKENS & outer.batch.keys()):
             return
-        if _repeating():  # the embedding's hook finds the record of the pass that is repeated
-            return
         given = note(dict(zip(self.names, args, strict=False)) | kwargs)
         batch = passes.extra | (dict(outer.batch) if outer else {}) | given
         passes.current = ForwardPass(
@@ -270,9 +258,11 @@ class _Scope:
         if this is None or this.scope is not self:
             return
         passes.current = this.outer
-        if output is None:  # the pass failed, and its own error is on the way
+        # A pass that failed has its own error on the way; one that is repeated had this check.
+        if output is None or _repeating():
             return
-        passes.keep(this, output)
+        if not torch.compiler.is_compiling():
+            passes.keep(this, output)
         for number, site in enumerate(passes.sites):
             if this.calls[number] == 0 and passes.is_on(site.embedding.module):
                 raise NoNoiseError(_no_noise(passes.model_name, site, this.batch))
@@ -300,17 +290,24 @@ class EmbeddingHook:
         passes, this = self.passes, self.passes.current
         ids = args[0] if args else next(iter(kwargs.values()))
         if passes.attached and _repeating():
-            return self._repeat(module, ids, output)
+            repeated = passes.repeated(self.number, ids)
+            if repeated is not None:  # the same noise again, and nothing is counted
+                its_batch, draw = repeated
+                return None if draw is None else self.site.add(its_batch, ids, output, draw)[0]
+            if passes.is_on(module) and not recomputation.in_reentrant_checkpoint():
+                raise UnknownPassError(_unknown_pass(passes.model_name))
         if this is None:
             return None
         draw = self._next_draw(this, module)
+        noisy = None
+        if draw is not None:
+            noisy, sums = self.site.add(this.batch, ids, output, draw)
+            passes.sums = passes.sums.to(sums.device) + sums
+            passes.dtype = output.dtype
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():
             this.noted[self.number].append(NotedCall(self.time, ids, draw))
-        if draw is None:
-            return None
-        noisy, sums = self.site.add(this.batch, ids, output, draw)
-        passes.sums = passes.sums.to(sums.device) + sums
-        passes.dtype = output.dtype
+            # Here too: where this is not compiled, the hook that closes the pass may be.
+            passes.keep(this, output if noisy is None else noisy)
         return noisy
 
     def _next_draw(self, this: ForwardPass, module: nn.Module) -> Draw | None:
@@ -329,16 +326,6 @@ class EmbeddingHook:
         seed = this.micro_batch.seeds[self.number]
         draw = Draw(this.micro_batch.alpha, seed, this.index, call)
         return recomputation.past_or_next(draw, self.place) if compiling else draw
-
-    def _repeat(self, module: nn.Module, ids: Tensor, output: Tensor) -> Tensor | None:
-        """The same noise again, with nothing counted."""
-        found = self.passes.repeated(self.number, self.place, ids)
-        if found is None:
-            if self.passes.is_on(module):
-                raise UnknownPassError(_unknown_pass(self.passes.model_name))
-            return None
-        repeated, draw = found
-        return None if draw is None else self.site.add(repeated.batch, ids, output, draw)[0]
 
 
 def _repeating() -> bool:
@@ -390,6 +377,5 @@ def _unknown_pass(model_name: str) -> str:
         "forward pass that had gradients: what was computed before had no noise, and now would. "
         "A loss that caches embeddings does so (CachedMultipleNegativesRankingLoss and others of "
         "GradCache's kind): use it without its cache, as MultipleNegativesRankingLoss, or train "
-        "without noise. Activation checkpointing around the embedding does so with "
-        "`use_reentrant=True`: set it to False."
+        "without noise."
     )

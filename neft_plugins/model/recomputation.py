@@ -3,7 +3,8 @@
 Activation checkpointing repeats a part of a forward pass in the backward pass, whatever was
 forwarded since. Autograd numbers the nodes of its graph in the order in which they are made, and
 the node that the backward pass is at is one of the forward pass that is repeated: so its number
-tells which of the earlier calls that was.
+tells which of the earlier calls that was. A reentrant checkpoint makes its first pass without
+gradients, and so without noise: what it repeats is a noisy pass like any other.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from neft_plugins import _compat
 from neft_plugins.noise.inject import Draw
 
 in_backward_pass = _compat.in_backward_pass
+in_reentrant_checkpoint = _compat.in_reentrant_checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +49,11 @@ def repeated_call(calls: Iterable[NotedCall], ids: Tensor) -> NotedCall | None:
         The call, or None where it is none of them.
     """
     time = _compat.node_time()
-    before = [call for call in calls if call.time <= time and same_tokens(call.ids, ids)]
+    before = [call for call in calls if call.time <= time and _same_tokens(call.ids, ids)]
     return max(before, key=lambda call: call.time, default=None)
 
 
-def same_tokens(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of ids are equal."""
+def _same_tokens(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
@@ -66,8 +67,9 @@ new_place = itertools.count().__next__
 
 class _PastDraw(NamedTuple):
     place: int
+    call: int
     time: int
-    draw: Draw
+    numbers: tuple[Tensor, Tensor, Tensor]
 
 
 _past: deque[_PastDraw] = deque(maxlen=1024)
@@ -87,37 +89,21 @@ def past_or_next(draw: Draw, place: int) -> Draw:
     return Draw(*_past_or_next(*numbers, call, place), call)
 
 
-def past_draw(place: int, call: int | None = None) -> Draw | None:
-    """The draw that a compiled graph made when autograd's node was made.
-
-    Args:
-        place: Number of the embedding, of ``new_place``.
-        call: Which call of it; any, where that is not known.
-
-    Returns:
-        The draw, or None where it is not known.
-    """
-    time = _compat.node_time() + 1  # the node of a graph is made just before the graph is run
-    return next(
-        (
-            each.draw
-            for each in reversed(_past)
-            if each.place == place and call in (None, each.draw.call) and each.time <= time
-        ),
-        None,
-    )
-
-
 @torch.library.custom_op("neft_plugins::past_or_next", mutates_args=())
 def _past_or_next(
     alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    draw = Draw(alpha.clone(), seed.clone(), pass_index.clone(), call)
+    numbers = alpha.clone(), seed.clone(), pass_index.clone()
     if in_backward_pass():
-        draw = past_draw(place, call) or draw
+        time = _compat.node_time() + 1  # the node of a graph is made just before the graph is run
+        for past in reversed(_past):
+            if (past.place, past.call) == (place, call) and past.time <= time:
+                numbers = past.numbers
+                break
     else:
-        _past.append(_PastDraw(place, _compat.autograd_clock(), draw))
-    return draw.alpha.clone(), draw.seed.clone(), draw.pass_index.clone()
+        _past.append(_PastDraw(place, call, _compat.autograd_clock(), numbers))
+    # Copies: a graph may write over what it is given.
+    return numbers[0].clone(), numbers[1].clone(), numbers[2].clone()
 
 
 @_past_or_next.register_fake

@@ -39,13 +39,13 @@ def losses(model, step_model, batch, config, steps=5) -> list[float]:
         {"tokens": "response"},
         {"length": "noised", "tokens": "prompt", "distribution": "gaussian"},
         {"length": "row", "distribution": "rademacher"},
-        {"scale": "relative"},
+        {"scale": "relative", "alpha": 0.5},
     ],
 )
 def test_one_graph_and_the_same_losses_as_eager(options):
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
     model = tiny_llama()
-    config = NEFTConfig(**DECAY, **options)
+    config = NEFTConfig(**DECAY | options)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with_compile = losses(model, compiled, batch, config)
     torch.compiler.reset()

@@ -204,7 +204,8 @@ def test_a_schedule_reaches_the_noise():
 def test_mask_shapes_that_say_nothing_of_documents_are_refused():
     model = Embedder(8)
     ids = torch.ones(2, 5, dtype=torch.int64)
-    with attach_neft(model, NEFTConfig(alpha=ALPHA)):
+    with attach_neft(model, NEFTConfig(alpha=ALPHA)) as neft:
+        neft.set_step(0)
         with pytest.raises(
             ValueError, match=r"must be a \(batch, tokens\) tensor; got shape \(2, 1"
         ):

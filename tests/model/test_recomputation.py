@@ -1,7 +1,6 @@
 """Activation checkpointing repeats a pass with its own noise, whatever was forwarded since."""
 
 import gc
-import re
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -208,24 +207,37 @@ def test_a_checkpoint_that_breaks_a_graph(repeat):
     check(found, expected(as_wide(plainly), **how), exact=False)
 
 
-def test_reentrant_checkpointing_around_the_embedding_is_refused():
-    """Its first pass has no gradients, and so no noise."""
-    model = Net()
-    some = torch.ones((), requires_grad=True)
-    with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
-        neft.set_step(0)
+def test_a_reentrant_checkpoint_of_model_and_loss_has_the_gradients_of_the_noise():
+    """Its first pass has no gradients and so no noise: the loss that is seen is clean."""
 
-        def call(x: Tensor, **batch: Tensor) -> Tensor:
-            return model(**batch) * x
+    def reentrant(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        start = torch.zeros((), requires_grad=True)
+        return checkpoint(lambda x: model(**batch).mean() + x, start, use_reentrant=True)
 
-        batch = batches(1)[0]
-        loss = checkpoint(lambda x: call(x, **batch), some, use_reentrant=True).sum()
-        message = (
-            "Net is called with gradients within a backward pass, and this repeats no forward pass "
-            "that had gradients"
-        )
-        with pytest.raises(UnknownPassError, match=re.escape(message)):
-            loss.backward()
+    gradients = []
+    for call in (plainly, reentrant):
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
+            for step in range(STEPS):
+                neft.set_step(step)
+                call(model, batches(1)[0]).mean().backward()
+                optimizer.step()
+        gradients.append([p.grad for p in model.parameters()])
+    check(*gradients)
+
+
+def test_a_reentrant_layer_in_a_whole_model_that_is_repeated():
+    """Then a reentrant checkpoint is where the backward pass is, and the noise is there already."""
+
+    class Deep(Net):
+        def block(self, input_ids: Tensor) -> Tensor:
+            hidden = self.embed(input_ids)
+            return self.head(checkpoint(torch.tanh, hidden, use_reentrant=True)).tanh()
+
+    torch.manual_seed(0)
+    check(train(Deep(), whole), expected())
 
 
 def test_a_loss_that_forwards_in_its_backward_pass_is_refused():
