@@ -15,7 +15,6 @@ from axolotl_engines import (
     check_size,
     check_that_they_differ,
     train,
-    write_data,
 )
 from axolotl_runs import PLUGIN, RECORDER
 
@@ -28,11 +27,11 @@ WITHOUT_A_RING = {
 
 @pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
 @pytest.mark.parametrize("rows", sorted(ROWS))
-def test_documents_over_two_ranks_have_the_noise_of_their_whole_length(rows, tmp_path):
+def test_documents_over_two_ranks_have_the_noise_of_their_whole_length(rows, data, tmp_path):
     # Of padded rows, so many that some are longer than the first rank's part.
     many = {"sequence_len": 64, "pad_to_sequence_len": True, "micro_batch_size": 8}
     keys = ROWS[rows] | (many if rows == "padded" else {})
-    runs = train(tmp_path, write_data(tmp_path), **ENGINES["fsdp2"], **keys, **WITHOUT_A_RING)
+    runs = train(tmp_path, data, **ENGINES["fsdp2"], **keys, **WITHOUT_A_RING)
     for first, second in zip(*(run.passes for run in runs), strict=True):
         ids = torch.cat([first.ids, second.ids], dim=1)
         check_size(ids, torch.cat([first.noise, second.noise], dim=1))

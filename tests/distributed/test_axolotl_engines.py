@@ -14,7 +14,6 @@ from axolotl_engines import (
     check_size,
     check_that_they_differ,
     train,
-    write_data,
 )
 from axolotl_noise import PAD
 from axolotl_runs import Run
@@ -37,11 +36,6 @@ CASES = [
     ("fsdp2_offload", "full", "padded"),
     ("fsdp2_offload", "qlora", "packed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, Any]:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

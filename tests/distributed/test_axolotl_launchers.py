@@ -11,7 +11,6 @@ from axolotl_engines import (
     STEPS,
     check_size,
     check_that_they_differ,
-    write_data,
 )
 from axolotl_noise import NOISE
 from axolotl_runs import Run, write_config
@@ -25,11 +24,6 @@ CASES = {
         ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0],
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")

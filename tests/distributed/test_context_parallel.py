@@ -42,8 +42,8 @@ def check_noise_of_parts(ranks: list[dict], join: Any) -> None:
     """On the rows put together: the equation; and parts whose noise is their own."""
     for step, passes in enumerate(zip(*(rank["passes"] for rank in ranks), strict=True)):
         alpha = ALPHA * (1 - step / len(ranks[0]["passes"]))
-        ids = join([each["ids"] for each in passes])
-        noise = join([each["noise"] for each in passes]).abs()
+        ids = join([each.ids for each in passes])
+        noise = join([each.noise for each in passes]).abs()
         expected = torch.zeros(ids.shape)
         assert len(documents(ids)) == len(ids)
         for row, column, length in documents(ids):
@@ -51,7 +51,7 @@ def check_noise_of_parts(ranks: list[dict], join: Any) -> None:
             expected[row, PROMPT:length] = alpha / math.sqrt(3 * length * HIDDEN)
         wanted = expected.unsqueeze(-1).expand(noise.shape)
         torch.testing.assert_close(noise, wanted, rtol=0, atol=1e-6)
-        assert abs(correlation(passes[0]["noise"], passes[1]["noise"])) < 0.1
+        assert abs(correlation(passes[0].noise, passes[1].noise)) < 0.1
 
 
 def test_accelerates_context_parallelism(tmp_path):
@@ -75,8 +75,8 @@ def test_a_mesh_of_data_and_context_parallelism(tmp_path):
     check_noise_of_parts(ranks[:2], head_and_tail)
     check_noise_of_parts(ranks[2:], head_and_tail)
     for one, other in zip(ranks[0]["passes"], ranks[2]["passes"], strict=True):
-        assert not torch.equal(one["ids"], other["ids"])
-        assert abs(correlation(one["noise"], other["noise"])) < 0.1
+        assert not torch.equal(one.ids, other.ids)
+        assert abs(correlation(one.noise, other.noise)) < 0.1
 
 
 def test_ulysses_sequence_parallelism(tmp_path):

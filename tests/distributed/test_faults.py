@@ -84,14 +84,15 @@ def test_a_smaller_batch_after_memory_ran_out_has_the_noise_of_its_own_run(engin
     for ours, theirs in zip(retried, plain, strict=True):
         assert small["per_device_train_batch_size"] < 4
         for mine, other in zip(ours["passes"][-2:], theirs["passes"], strict=True):
-            assert torch.equal(mine["ids"], other["ids"])
+            assert torch.equal(mine.ids, other.ids)
             # The first attempt has moved the weights, and a sum with them is rounded otherwise.
-            torch.testing.assert_close(mine["noise"], other["noise"], rtol=1e-3, atol=1e-5)
-        assert ours["hooks"] == theirs["hooks"] == 0
+            torch.testing.assert_close(mine.noise, other.noise, rtol=1e-3, atol=1e-5)
+        assert ours["left"] == theirs["left"]
+        assert ours["hooks"] == 0
 
 
 def find_batch_size(record: dict[str, Any]) -> int:
-    return len(record["passes"][-1]["ids"])
+    return len(record["passes"][-1].ids)
 
 
 def nan_loss():
@@ -127,8 +128,8 @@ def test_a_rank_with_nothing_to_noise_trains_with_the_others(engine, names, tmp_
     fault = partial(batch_without, *names)
     records = start(tmp_path, engine, KEYS, fault, rank=1).results()
     for ours, theirs in zip(*(record["passes"] for record in records), strict=True):
-        assert ours["noise"].any()
-        assert not theirs["noise"].any()
+        assert ours.noisy
+        assert not theirs.noisy
     for record in records:
         assert all(math.isfinite(log["grad_norm"]) for log in record["log"])
     assert all(log["neft/noised_tokens"] == 0 for log in records[1]["log"])
@@ -146,8 +147,8 @@ def test_fewer_rows_than_ranks(tmp_path):
     """accelerate gives the row to each rank; each has noise of its own."""
     records = start(tmp_path, "DDP", KEYS, one_row, rank=None).results()
     for ours, theirs in zip(*(record["passes"] for record in records), strict=True):
-        assert torch.equal(ours["ids"][0], theirs["ids"][0])
-        assert not torch.equal(ours["noise"][0], theirs["noise"][0])
+        assert torch.equal(ours.ids[0], theirs.ids[0])
+        assert not torch.equal(ours.noise[0], theirs.noise[0])
 
 
 @pytest.mark.parametrize("engine", [None, "DDP"])

@@ -53,7 +53,7 @@ def test_bfloat16_and_nf4(adapter, tmp_path):
     check_is_the_equation(record, ROUNDING)
     again = train(tmp_path / "two", PACKINGS["padded"], how)
     for one, two in zip(record["passes"], again["passes"], strict=True):
-        assert torch.equal(one["noise"], two["noise"])
+        assert torch.equal(one.noise, two.noise)
 
 
 @pytest.mark.gpu

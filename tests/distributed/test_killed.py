@@ -85,8 +85,8 @@ def test_a_killed_run_goes_on_as_the_uninterrupted_one(
         assert numbers(ours) == numbers(theirs)
         assert len(ours["passes"]) == len(theirs["passes"]) // 2 == 4
         for mine, other in zip(ours["passes"], theirs["passes"][4:], strict=True):
-            assert torch.equal(mine["ids"], other["ids"])
-            assert torch.equal(mine["noise"], other["noise"])
+            assert torch.equal(mine.ids, other.ids)
+            assert torch.equal(mine.noise, other.noise)
     assert weights(tmp_path) == wanted_weights
 
 
@@ -110,8 +110,8 @@ def test_with_other_ranks_the_same_micro_batches_get_the_same_noise(before, afte
     resumed = run(after, tmp_path, resume=str(tmp_path / "out" / "checkpoint-2"))
     assert len(resumed) == 2 * 4
     for ours, theirs in zip(resumed, whole[2 * 4 :], strict=True):
-        assert torch.equal(ours["ids"], theirs["ids"])
-        torch.testing.assert_close(ours["noise"], theirs["noise"], rtol=1e-3, atol=1e-5)
+        assert torch.equal(ours.ids, theirs.ids)
+        torch.testing.assert_close(ours.noise, theirs.noise, rtol=1e-3, atol=1e-5)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 

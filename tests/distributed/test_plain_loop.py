@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import count_hooks, tiny_llama
+from helpers import tiny_llama
 from ranks import run_on_ranks
+from recorder import count_hooks, recorded, to_save
 from torch import distributed as dist
 
 from neft_plugins import NEFTConfig, attach_neft
@@ -40,17 +41,9 @@ def loop(engine: str) -> dict[str, Any]:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     inner = tiny_llama(hidden_size=HIDDEN)
-    lookups: list[torch.Tensor] = []
-    noise: list[torch.Tensor] = []
-    inner.model.embed_tokens.register_forward_hook(
-        lambda module, args, output: lookups.append(output.detach())
-    )
-    inner.model.layers[0].register_forward_pre_hook(
-        lambda module, args: noise.append(args[0].detach() - lookups[-1])
-    )
     model = wrap(inner, engine)
     config = NEFTConfig(alpha=5.0, distribution="rademacher", schedule="linear", seed=3)
-    with attach_neft(model, config, total_steps=STEPS) as neft:
+    with recorded(inner) as calls, attach_neft(model, config, total_steps=STEPS) as neft:
         for step in range(STEPS):
             neft.set_step(step)
             ids = torch.randint(3, 64, (2, TOKENS))
@@ -60,7 +53,7 @@ def loop(engine: str) -> dict[str, Any]:
                 model.step()
             else:
                 loss.backward()
-    return {"noise": noise, "left": count_hooks(model)}
+    return {"passes": to_save(calls), "left": count_hooks(model)}
 
 
 @pytest.mark.parametrize("engine", ["DDP", "FSDP2", "ZeRO-2", "ZeRO-3"])
@@ -68,10 +61,10 @@ def test_the_wrapped_model_has_the_noise(engine, tmp_path):
     if engine.startswith("ZeRO"):
         pytest.importorskip("deepspeed")
     ranks = run_on_ranks(tmp_path, loop, engine)
-    for step, (one, other) in enumerate(zip(*(rank["noise"] for rank in ranks), strict=True)):
+    for step, (one, other) in enumerate(zip(*(rank["passes"] for rank in ranks), strict=True)):
         size = 5.0 * (1 - step / STEPS) / (3 * TOKENS * HIDDEN) ** 0.5
-        for noise in (one, other):
-            torch.testing.assert_close(noise.abs(), torch.full_like(noise, size))
-        agreement = (one * other).sign().mean()
+        for each in (one, other):
+            torch.testing.assert_close(each.noise.abs(), torch.full_like(each.noise, size))
+        agreement = (one.noise * other.noise).sign().mean()
         assert abs(agreement) < 0.12  # 4 sigma of 1152 draws
     assert [rank["left"] for rank in ranks] == [0, 0]

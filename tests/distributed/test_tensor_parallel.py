@@ -48,8 +48,8 @@ def test_ranks_of_a_replica_have_its_noise_and_replicas_differ(tmp_path):
     for first, second in (ranks[:2], ranks[2:]):
         assert first["sharded"]
         for a, b in zip(first["passes"], second["passes"], strict=True):
-            assert torch.equal(a["ids"], b["ids"])
-            assert torch.equal(a["noise"], b["noise"])
+            assert torch.equal(a.ids, b.ids)
+            assert torch.equal(a.noise, b.noise)
     check_replicas_differ(ranks[::2])
     losses = [log["loss"] for log in one["log"]]
     assert [log["loss"] for log in ranks[0]["log"]] == pytest.approx(losses, rel=1e-3)

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from recorder import noised, snapshot
 from tiny_models import (
     CASES,
     Case,
     NotBuiltError,
-    Recorder,
     Side,
     build,
     check_noise,
-    hooks_of,
     padded_batch,
 )
 from torch import Tensor
@@ -37,30 +36,27 @@ def test_noise_follows_the_equation(case: Case) -> None:
         pytest.skip(f"{case.model_type}: {reason}")
     batch = padded_batch(model)
     clean_logits = evaluate(model, batch)
-    hooks, keys = hooks_of(model), list(model.state_dict())
+    before, keys = snapshot(model), list(model.state_dict())
 
-    with Recorder(model) as recorder:
-        neft = attach_neft(model, CONFIG)
-        recorder.watch_noisy()
-        check_noise(recorder.noised(**batch), Side.of(batch["input_ids"]), alpha=ALPHA)
-        neft.set_step(1)
-        if model.config.is_encoder_decoder:
-            neft.remove()
-            neft = attach_neft(model, CONFIG, decoder=True)
-            recorder.watch_noisy()
-            sides = Side.of(batch["input_ids"]), Side.of(batch["decoder_input_ids"])
-            check_noise(recorder.noised(**batch), *sides, alpha=ALPHA)
-        else:
-            left = padded_batch(model, "left")
-            check_noise(recorder.noised(**left), Side.of(left["input_ids"]), alpha=ALPHA)
-
-        with torch.no_grad():
-            assert recorder.noised(**batch) == []
-        assert_same(evaluate(model, batch), clean_logits)
-
+    neft = attach_neft(model, CONFIG)
+    check_noise(noised(model, **batch), Side.of(batch["input_ids"]), alpha=ALPHA)
+    neft.set_step(1)
+    if model.config.is_encoder_decoder:
         neft.remove()
-        assert recorder.noised(**batch) == []
-    assert hooks_of(model) == hooks
+        neft = attach_neft(model, CONFIG, decoder=True)
+        sides = Side.of(batch["input_ids"]), Side.of(batch["decoder_input_ids"])
+        check_noise(noised(model, **batch), *sides, alpha=ALPHA)
+    else:
+        left = padded_batch(model, "left")
+        check_noise(noised(model, **left), Side.of(left["input_ids"]), alpha=ALPHA)
+
+    with torch.no_grad():
+        assert noised(model, **batch) == []
+    assert_same(evaluate(model, batch), clean_logits)
+
+    neft.remove()
+    assert noised(model, **batch) == []
+    assert snapshot(model) == before
     assert list(model.state_dict()) == keys
     assert_same(evaluate(model, batch), clean_logits)
     CHECKED.add(case)

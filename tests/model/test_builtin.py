@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from helpers import recorded_passes, tiny_llama
+from helpers import tiny_llama
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from plain_trainer import InterruptAt, make_trainer
+from recorder import recorded
 from torch import nn
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -27,9 +28,9 @@ D = 256
 
 
 def noise_rms(model, built_in: bool, config: NEFTConfig = CONFIG, **batch) -> torch.Tensor:
-    """(B, T) RMS of the noise that reaches the first layer."""
+    """(B, T) RMS of the noise that reaches the model."""
     hook = activate_neftune(model, ALPHA) if built_in else attach_neft(model, config)
-    with recorded_passes(model) as passes:
+    with recorded(model) as passes:
         model(**batch)
     hook.remove()
     return passes[0].noise.square().mean(-1).sqrt()
@@ -96,41 +97,24 @@ def test_gemma_scales_before_the_built_in_adds_its_noise():
     model = Gemma3ForCausalLM(config).train()
     ids = torch.randint(3, 64, (2, 25))
     scale = math.sqrt(D)
-    # recorded_passes subtracts the plain lookup, so compare with a clean pass instead.
-    clean = noise_of_gemma(model, ids, None)
-    theirs = noise_of_gemma(model, ids, lambda: activate_neftune(model, ALPHA)) - clean
-    ours = noise_of_gemma(model, ids, lambda: attach_neft(model, CONFIG)) - clean
-    assert theirs.square().mean().sqrt() / scale == pytest.approx(paper(25) / scale, rel=0.02)
-    assert ours.square().mean().sqrt() / scale == pytest.approx(paper(25), rel=0.02)
-
-
-def noise_of_gemma(model, ids, attach) -> torch.Tensor:
-    hook = attach() if attach else None
-    with recorded_passes(model) as passes:
-        model(input_ids=ids)
-    if hook:
-        hook.remove()
-    return passes[0].noise
+    theirs = noise_rms(model, True, input_ids=ids).square().mean().sqrt()
+    ours = noise_rms(model, False, input_ids=ids).square().mean().sqrt()
+    assert theirs / scale == pytest.approx(paper(25) / scale, rel=0.02)
+    assert ours / scale == pytest.approx(paper(25), rel=0.02)
 
 
 def test_the_built_in_never_fires_on_t5():
     config = T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, vocab_size=64)
     config.decoder_start_token_id = 0
     model = AutoModelForSeq2SeqLM.from_config(config).train()
-    seen = []
-    model.encoder.block[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
     batch = {"input_ids": torch.randint(3, 64, (2, 9)), "labels": torch.randint(3, 64, (2, 5))}
-    for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout)):
-        dropout.p = 0.0
-    model(**batch)
-    hook = activate_neftune(model, ALPHA)
-    model(**batch)
-    hook.remove()
-    with attach_neft(model, CONFIG):
+    with recorded(model.encoder) as passes:
+        hook = activate_neftune(model, ALPHA)
         model(**batch)
-    clean, theirs, ours = seen
-    assert torch.equal(theirs, clean)
-    assert not torch.equal(ours, clean)
+        hook.remove()
+        with attach_neft(model, CONFIG):
+            model(**batch)
+    assert [each.noisy for each in passes] == [False, True]
 
 
 def test_an_interrupt_leaves_the_built_in_hook_and_the_next_run_has_two(tmp_path):
@@ -140,7 +124,7 @@ def test_an_interrupt_leaves_the_built_in_hook_and_the_next_run_has_two(tmp_path
         trainer.train()
     assert len(model.get_input_embeddings()._forward_hooks) == 1
     trainer.pop_callback(InterruptAt)
-    with recorded_passes(model) as passes:
+    with recorded(model) as passes:
         trainer.train()
     rms = passes[0].noise.square().mean().sqrt()
     width = passes[0].ids.shape[1]
@@ -158,7 +142,7 @@ def test_a_reference_pass_in_train_mode_is_noisy_under_the_built_in():
         (lambda: attach_neft(model, CONFIG), False),
     ]:
         hook = attach()
-        with recorded_passes(model) as passes:
+        with recorded(model) as passes:
             with model.disable_adapter():
                 model(**batch)
             with torch.no_grad():

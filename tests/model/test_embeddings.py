@@ -16,13 +16,11 @@ from peft import (
     TaskType,
     get_peft_model,
 )
+from recorder import Call, noised, recorded, snapshot
 from tiny_models import (
     PAD,
-    Call,
-    Recorder,
     Side,
     check_noise,
-    hooks_of,
     lookup_scale,
     padded_batch,
     tiny_model,
@@ -47,15 +45,12 @@ CONFIG = NEFTConfig(alpha=ALPHA, distribution="rademacher", seed=7)
 
 
 @contextmanager
-def noise_on(
-    model: nn.Module, config: NEFTConfig = CONFIG, **options: Any
-) -> Iterator[tuple[NEFTHandle, Recorder]]:
-    """The noise, and a recorder of where it goes; no hook may be left behind."""
-    hooks = hooks_of(model)
-    with Recorder(model) as recorder, attach_neft(model, config, **options) as neft:
-        recorder.watch_noisy()
-        yield neft, recorder
-    assert hooks_of(model) == hooks
+def noise_on(model: nn.Module, config: NEFTConfig = CONFIG, **options: Any) -> Iterator[NEFTHandle]:
+    """The noise; nothing of it may be left behind."""
+    before = snapshot(model)
+    with attach_neft(model, config, **options) as neft:
+        yield neft
+    assert snapshot(model) == before
 
 
 def check(calls: list[Call], *sides: Side, scale: float | None = None) -> None:
@@ -71,8 +66,8 @@ def test_masked_language_models(model_type: str, side: str) -> None:
     """Longformer lengthens the batch to its attention window; those tokens get nothing."""
     model = tiny_model(model_type, AutoModelForMaskedLM)
     batch = padded_batch(model, side)
-    with noise_on(model) as (_, recorder):
-        calls = recorder.noised(**batch)
+    with noise_on(model):
+        calls = noised(model, **batch)
     check(calls, Side.of(batch["input_ids"]))
     width = batch["input_ids"].shape[1]
     assert calls[0].ids.shape[1] == (16 if model_type == "longformer" else width)
@@ -87,8 +82,8 @@ def test_xlnet_transposes_its_tokens(lengths: tuple[int, ...]) -> None:
     """Also where B == T, and shapes do not tell."""
     model = tiny_model("xlnet")
     ids = unique_ids(lengths)
-    with noise_on(model) as (_, recorder):
-        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long())
+    with noise_on(model):
+        calls = noised(model, input_ids=ids, attention_mask=(ids != PAD).long())
     assert torch.equal(calls[0].ids, ids.T)
     check(calls, Side.of(ids))
 
@@ -97,15 +92,15 @@ def test_xlnet_transposes_its_tokens(lengths: tuple[int, ...]) -> None:
 def test_a_square_batch_is_not_transposed(lengths: tuple[int, ...]) -> None:
     model = tiny_model("llama")
     ids = unique_ids(lengths)
-    with noise_on(model) as (_, recorder):
-        check(recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long()), Side.of(ids))
+    with noise_on(model):
+        check(noised(model, input_ids=ids, attention_mask=(ids != PAD).long()), Side.of(ids))
 
 
 def test_cpmant_puts_prompt_tokens_before() -> None:
     model = tiny_model("cpmant")
     batch = padded_batch(model)
-    with noise_on(model) as (_, recorder):
-        calls = recorder.noised(**batch)
+    with noise_on(model):
+        calls = noised(model, **batch)
     check(calls, Side.of(batch["input_ids"]))
     prompt = model.config.prompt_length
     assert calls[0].noise.shape[1] == batch["input_ids"].shape[1] + prompt
@@ -121,9 +116,10 @@ def test_padding_that_a_model_embeds_by_itself(model_type: str, width: int) -> N
     model = tiny_model(model_type, AutoModelForSeq2SeqLM)
     ids = unique_ids([width, 3, 1] if width < 20 else [width, 40])
     batch = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
-    with noise_on(model) as (_, recorder):
-        calls = recorder.noised(**batch, decoder_input_ids=ids[:, :3])
-        embedded = [c for c in recorder.calls if c.module is calls[0].module]
+    with noise_on(model):
+        with recorded(model, model.modules()) as every:
+            calls = noised(model, **batch, decoder_input_ids=ids[:, :3])
+    embedded = [call for call in every if call.module is calls[0].module]
     assert len(embedded) == (1 if width % 8 == 0 else 2)
     check(calls, Side.of(ids))
 
@@ -145,8 +141,8 @@ class Flat(nn.Module):
 def test_flattened_tokens(unpad: bool, side: str) -> None:
     model = Flat(unpad)
     ids = unique_ids((7, 4, 1), side=side)
-    with noise_on(model, embedding="words") as (_, recorder):
-        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long())
+    with noise_on(model, embedding="words"):
+        calls = noised(model, input_ids=ids, attention_mask=(ids != PAD).long())
     assert calls[0].ids.ndim == 1
     check(calls, Side.of(ids))
 
@@ -158,16 +154,16 @@ def test_flattened_tokens(unpad: bool, side: str) -> None:
 def test_noise_is_relative_to_the_lookup_where_the_module_scales_it(model_type: str) -> None:
     model = tiny_model(model_type)
     batch = padded_batch(model)
-    with noise_on(model) as (_, recorder):
-        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=64**0.5)
+    with noise_on(model):
+        check(noised(model, **batch), Side.of(batch["input_ids"]), scale=64**0.5)
 
 
 @pytest.mark.parametrize(("scale_embedding", "scale"), [(True, 8.0), (False, 1.0)])
 def test_bart_scales_if_its_config_says_so(scale_embedding: bool, scale: float) -> None:
     model = tiny_model("bart", AutoModelForSeq2SeqLM, scale_embedding=scale_embedding)
     batch = padded_batch(model)
-    with noise_on(model) as (_, recorder):
-        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=scale)
+    with noise_on(model):
+        check(noised(model, **batch), Side.of(batch["input_ids"]), scale=scale)
 
 
 def test_tied_output_weights_stay_clean() -> None:
@@ -228,8 +224,8 @@ def test_images_get_no_noise(build: Any, length: str) -> None:
     )
     model(**batch)
     config = NEFTConfig(alpha=ALPHA, distribution="rademacher", length=length)
-    with noise_on(model, config) as (neft, recorder):
-        calls = recorder.noised(**batch)
+    with noise_on(model, config) as neft:
+        calls = noised(model, **batch)
         share = neft.metrics()["neft/noised_tokens"]
     tap.remove()
     lengths = (text if length == "noised" else ids != PAD).sum(1).tolist()
@@ -262,8 +258,8 @@ def test_placeholders_that_the_table_does_not_have(lengths: tuple[int, ...]) -> 
     ids = unique_ids(lengths)
     ids[0, 1] = 500
     lookup = torch.where(ids == 500, PAD, ids)
-    with noise_on(model, embedding="words") as (_, recorder):
-        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long())
+    with noise_on(model, embedding="words"):
+        calls = noised(model, input_ids=ids, attention_mask=(ids != PAD).long())
     check(calls, Side(lookup, lookup != PAD, list(lengths)))
 
 
@@ -293,8 +289,8 @@ def test_decoder_tokens_are_the_labels_one_place_to_the_right(model_type: str) -
     """With labels alone, the decoder's document is a start token and its labels."""
     model = tiny_model(model_type, AutoModelForSeq2SeqLM)
     ids = unique_ids((13, 9, 6))
-    with noise_on(model, decoder=True) as (_, recorder):
-        calls = recorder.noised(input_ids=ids, attention_mask=(ids != PAD).long(), labels=LABELS)
+    with noise_on(model, decoder=True):
+        calls = noised(model, input_ids=ids, attention_mask=(ids != PAD).long(), labels=LABELS)
     encoder, decoder = sorted(calls, key=lambda call: int(call.ids.max()))
     check([encoder], Side.of(ids))
     check_decoder(decoder, DECODER_INPUTS)
@@ -306,8 +302,8 @@ def test_a_decoder_embedding_by_name_is_the_decoders(by_name: bool) -> None:
     model = tiny_model("whisper", AutoModelForSpeechSeq2Seq, max_source_positions=32)
     sound = torch.randn(3, model.config.num_mel_bins, 64)
     embedding = "model.decoder.embed_tokens" if by_name else model.model.decoder.embed_tokens
-    with noise_on(model, embedding=embedding) as (_, recorder):
-        (call,) = recorder.noised(input_features=sound, labels=LABELS)
+    with noise_on(model, embedding=embedding):
+        (call,) = noised(model, input_features=sound, labels=LABELS)
     check_decoder(call, DECODER_INPUTS)
 
 
@@ -372,8 +368,8 @@ def peft_model(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 def test_lora(method: str, model_type: str, scale: float) -> None:
     model = peft_model(tiny_model(model_type), PEFT[method])
     batch = padded_batch(model)
-    with noise_on(model) as (_, recorder):
-        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=scale)
+    with noise_on(model):
+        check(noised(model, **batch), Side.of(batch["input_ids"]), scale=scale)
 
 
 @pytest.mark.parametrize("method", VIRTUAL)
@@ -382,8 +378,8 @@ def test_virtual_tokens_get_no_noise_and_are_not_counted(method: str, model_type
     model = peft_model(tiny_model(model_type), VIRTUAL[method])
     batch = padded_batch(model)
     labels = batch["input_ids"].masked_fill(batch["input_ids"] == PAD, -100)
-    with noise_on(model) as (neft, recorder):
-        calls = recorder.noised(**batch, labels=labels)
+    with noise_on(model) as neft:
+        calls = noised(model, **batch, labels=labels)
         assert neft.metrics()["neft/noised_tokens"] == 1
     check(calls, Side.of(batch["input_ids"]))
     assert calls[0].module is model.get_base_model().get_input_embeddings()
@@ -395,25 +391,27 @@ def test_adapters_switched_off_are_a_clean_reference(method: str) -> None:
     batch = padded_batch(model)
     with model.disable_adapter():
         reference = model(**batch).logits
-    with noise_on(model) as (neft, recorder):
+    with noise_on(model) as neft:
         with model.disable_adapter():
             assert model.training
             assert torch.is_grad_enabled()
-            assert recorder.noised(**batch) == []
+            assert noised(model, **batch) == []
             assert torch.equal(model(**batch).logits, reference)
         neft.set_step(1)
-        check(recorder.noised(**batch), Side.of(batch["input_ids"]), scale=1.0)
+        check(noised(model, **batch), Side.of(batch["input_ids"]), scale=1.0)
 
 
 @pytest.mark.parametrize("method", VIRTUAL)
 def test_prompts_switched_off_are_a_clean_reference(method: str) -> None:
     model = peft_model(tiny_model("llama"), VIRTUAL[method])
     batch = padded_batch(model)
-    with noise_on(model) as (neft, recorder):
+    with model.disable_adapter():  # which leaves attributes of PEFT's
+        pass
+    with noise_on(model) as neft:
         with model.disable_adapter():
-            assert recorder.noised(**batch) == []
+            assert noised(model, **batch) == []
         neft.set_step(1)
-        check(recorder.noised(**batch), Side.of(batch["input_ids"]))
+        check(noised(model, **batch), Side.of(batch["input_ids"]))
 
 
 def test_lora_on_an_encoder_decoder() -> None:
@@ -421,8 +419,8 @@ def test_lora_on_an_encoder_decoder() -> None:
     model = peft_model(tiny_model("t5", AutoModelForSeq2SeqLM), config)
     batch = padded_batch(model)
     sides = Side.of(batch["input_ids"]), Side.of(batch["decoder_input_ids"])
-    with noise_on(model, decoder=True) as (_, recorder):
-        check(recorder.noised(**batch), *sides)
+    with noise_on(model, decoder=True):
+        check(noised(model, **batch), *sides)
 
 
 # Naming the embedding
@@ -444,8 +442,8 @@ class Mute(nn.Module):
 def test_a_named_module(by_name: bool) -> None:
     model = Mute()
     ids = unique_ids((5, 3))
-    with noise_on(model, embedding="words" if by_name else model.words) as (_, recorder):
-        check(recorder.noised(ids, (ids != PAD).long()), Side.of(ids))
+    with noise_on(model, embedding="words" if by_name else model.words):
+        check(noised(model, ids, (ids != PAD).long()), Side.of(ids))
 
 
 def test_a_model_that_cannot_be_asked() -> None:
@@ -472,9 +470,104 @@ def test_a_module_of_another_model() -> None:
 
 def test_an_error_leaves_no_hook() -> None:
     model = Mute()
+    before = snapshot(model)
     with pytest.raises(ValueError, match="Did you mean"):
         attach_neft(model, CONFIG, embedding="wrods")
-    assert hooks_of(model) == {}
+    assert snapshot(model) == before
+
+
+# A model that holds the one that can be asked
+
+
+class Pipeline(nn.Module):
+    """As a SentenceTransformer: it cannot be asked, and gives its models what they take."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(nn.ModuleDict({"model": model}) for model in models)
+
+    def forward(self, features: dict[str, Tensor], number: int = 0) -> Any:
+        return self.steps[number]["model"](**features)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)]
+)
+def test_the_model_within_is_asked(model_type: str, kind: Any) -> None:
+    inner = tiny_model(model_type, kind)
+    batch = padded_batch(inner)
+    pipeline = Pipeline(inner, inner)  # one model, twice
+    sides = [Side.of(batch["input_ids"])]
+    options = {"decoder": True} if inner.config.is_encoder_decoder else {}
+    if options:
+        sides.append(Side.of(batch["decoder_input_ids"]))
+    with noise_on(pipeline, **options):
+        check(noised(pipeline, batch), *sides)
+
+
+def test_the_outermost_model_that_can_be_asked_is() -> None:
+    """A PEFT model, not what it wraps: it knows of its virtual tokens and of its adapters."""
+    peft = peft_model(tiny_model("llama"), PEFT["lora"])
+    batch = padded_batch(peft)
+    pipeline = Pipeline(peft)
+    with noise_on(pipeline) as neft:
+        with peft.disable_adapter():
+            assert noised(pipeline, batch) == []
+        neft.set_step(1)
+        check(noised(pipeline, batch), Side.of(batch["input_ids"]))
+
+
+def test_what_the_model_within_says_of_its_tokens_counts() -> None:
+    inner = tiny_model("bert", AutoModelForMaskedLM)
+    inner.config.image_token_id = 7
+    assert finder.placeholder_ids(Pipeline(inner)) == finder.placeholder_ids(inner) == [7]
+    assert finder.pad_token_id(Pipeline(inner)) == inner.config.pad_token_id is not None
+
+
+def test_several_models_within() -> None:
+    models = tiny_model("bert", AutoModelForMaskedLM), tiny_model("llama")
+    with pytest.raises(ValueError, match="Pipeline holds several models") as error:
+        attach_neft(Pipeline(*models), CONFIG)
+    assert str(error.value) == (
+        "Pipeline holds several models, each with an input embedding of its own: "
+        "'steps.0.model.bert.embeddings.word_embeddings' of BertForMaskedLM and "
+        "'steps.1.model.model.embed_tokens' of LlamaForCausalLM. Say which one gets noise: "
+        "embedding='...'."
+    )
+
+
+def test_several_models_within_that_share_an_embedding() -> None:
+    models = tiny_model("llama"), tiny_model("llama")
+    models[1].set_input_embeddings(models[0].get_input_embeddings())
+    batch = padded_batch(models[0])
+    pipeline = Pipeline(*models)
+    with noise_on(pipeline) as neft:
+        for number in range(2):
+            neft.set_step(number)
+            check(noised(pipeline, batch, number), Side.of(batch["input_ids"]))
+
+
+def test_a_named_module_of_an_encoder_decoder_within() -> None:
+    inner = tiny_model("t5", AutoModelForSeq2SeqLM)
+    batch = padded_batch(inner)
+    pipeline = Pipeline(inner)
+    pipeline.config = inner.config  # handed on, as by a SentenceTransformer
+    for stack, ids in (("encoder", "input_ids"), ("decoder", "decoder_input_ids")):
+        name = f"steps.0.model.{stack}.embed_tokens"
+        with noise_on(pipeline, embedding=name):
+            check(noised(pipeline, batch), Side.of(batch[ids]))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_embedding_of_whole_texts(named: bool) -> None:
+    """As in a SentenceTransformer with a StaticEmbedding."""
+    model = nn.Sequential(nn.EmbeddingBag(100, 16))
+    with pytest.raises(ValueError, match="one vector for a whole text") as error:
+        attach_neft(model, CONFIG, embedding="0" if named else None)
+    assert str(error.value) == (
+        "The embedding '0' (EmbeddingBag) gives one vector for a whole text, so no token has one "
+        "to which noise could be added. Train this model without noise."
+    )
 
 
 # Wrappers
@@ -494,10 +587,10 @@ def test_wrappers_are_seen_through(wrap: Any) -> None:
     wrapped = wrap(model)
     assert finder.unwrap(wrapped) is model
     batch = padded_batch(model)
-    with Recorder(model) as recorder, attach_neft(wrapped, CONFIG):
-        recorder.watch_noisy()
-        check(recorder.noised(**batch), Side.of(batch["input_ids"]))
-    assert hooks_of(model) == {}
+    before = snapshot(model)
+    with attach_neft(wrapped, CONFIG):
+        check(noised(wrapped, **batch), Side.of(batch["input_ids"]))
+    assert snapshot(model) == before
 
 
 # Gradient checkpointing

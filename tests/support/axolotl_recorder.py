@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.collators import V2BatchSamplerDataCollatorForSeq2Seq
-from helpers import count_hooks, recorded_passes
+from recorder import count_hooks, recorded, to_save
 from torch.distributed.tensor import DTensor
 
 GIVEN = ("attention_mask", "position_ids", "labels")
@@ -27,7 +27,7 @@ class RecorderPlugin(BasePlugin):
     def post_trainer_create(self, cfg, trainer) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         self.trainer, self.model = trainer, model
-        self.passes = self.stack.enter_context(recorded_passes(model))
+        self.calls = self.stack.enter_context(recorded(model))
         # PEFT calls its base model's `forward`, and `generate` calls the base model itself.
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         for module in {model, inner}:
@@ -49,8 +49,8 @@ class RecorderPlugin(BasePlugin):
             return
         self.stack.close()
         passes = [
-            {**vars(each), "given": given}
-            for each, given in zip(self.passes, self.given, strict=True)
+            {**vars(call), "given": given}
+            for call, given in zip(to_save(self.calls), self.given, strict=True)
         ]
         rank = os.environ.get("RANK", "0")
         torch.save(passes, Path(cfg.output_dir) / f"passes{rank}.pt")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import yaml
 from forks import Forks, printing_to
-from helpers import MODEL, Pass
+from helpers import MODEL
+from recorder import Call
 
 PLUGIN = "neft_plugins.NEFTPlugin"
 RECORDER = "axolotl_recorder.RecorderPlugin"
@@ -46,10 +47,10 @@ class Run:
     rank: int = 0
 
     @property
-    def passes(self) -> list[Any]:
-        """Every forward pass, as `helpers.Pass` with the model's arguments as `given`."""
+    def passes(self) -> list["GivenCall"]:
+        """Every call of the embedding, with what the model was given."""
         assert self.exit_code == 0, self.printed[-6000:]
-        return [RecordedPass(**each) for each in torch.load(self.output / f"passes{self.rank}.pt")]
+        return [GivenCall(**each) for each in torch.load(self.output / f"passes{self.rank}.pt")]
 
     @property
     def log(self) -> dict[str, Any]:
@@ -58,7 +59,9 @@ class Run:
 
 
 @dataclass
-class RecordedPass(Pass):
+class GivenCall(Call):
+    """A call, and the model's arguments at the time."""
+
     given: dict[str, Any]
 
 

@@ -27,9 +27,9 @@ def check_is_the_noise_of(one: dict, ranks: list[dict]) -> None:
         step, k = divmod(index, global_batch)
         micro_step, rank = divmod(k, len(ranks))
         found = ranks[rank]["passes"][step * accumulation + micro_step]
-        assert torch.equal(found["ids"], expected["ids"]), (step, k)
-        torch.testing.assert_close(found["noise"], expected["noise"], rtol=0, atol=1e-5)
-        assert expected["noise"].abs().max() > 0
+        assert torch.equal(found.ids, expected.ids), (step, k)
+        torch.testing.assert_close(found.noise, expected.noise, rtol=0, atol=1e-5)
+        assert expected.noise.abs().max() > 0
     for rank in ranks:
         assert len(rank["passes"]) == len(one["passes"]) // len(ranks)
 
@@ -47,20 +47,20 @@ def check_is_the_equation(record: dict, rounding: float) -> None:
     """alpha(t) / sqrt(3 L D) on the response of each document, in every coordinate; 0 elsewhere."""
     for index, each in enumerate(record["passes"]):
         alpha = ALPHA * (1 - index * STEPS // len(record["passes"]) / STEPS)
-        expected = torch.zeros(each["ids"].shape)
-        for row, column, length in documents(each["ids"]):
+        expected = torch.zeros(each.ids.shape)
+        for row, column, length in documents(each.ids):
             response = slice(column + PROMPT, column + length)
             expected[row, response] = alpha / math.sqrt(3 * length * HIDDEN)
-        wanted = expected.unsqueeze(-1).expand(each["noise"].shape)
-        torch.testing.assert_close(each["noise"].abs(), wanted, rtol=0, atol=rounding)
+        wanted = expected.unsqueeze(-1).expand(each.noise.shape)
+        torch.testing.assert_close(each.noise.float().abs(), wanted, rtol=0, atol=rounding)
 
 
 def check_replicas_differ(ranks: list[dict]) -> None:
     """No two of them have the same noise on different text."""
     for passes in zip(*(rank["passes"] for rank in ranks), strict=True):
         for one, other in itertools.combinations(passes, 2):
-            assert not torch.equal(one["ids"], other["ids"])
-            assert abs(correlation(one["noise"], other["noise"])) < 0.1
+            assert not torch.equal(one.ids, other.ids)
+            assert abs(correlation(one.noise, other.noise)) < 0.1
 
 
 def correlation(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -13,8 +13,8 @@ from unittest import mock
 import engines
 import torch
 import training
-from helpers import count_hooks
 from ranks import Ranks
+from recorder import count_hooks
 from transformers import TrainerState
 
 from neft_plugins import NEFTSFTTrainer

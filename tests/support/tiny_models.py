@@ -1,10 +1,10 @@
-"""The language models of transformers, shrunk to run in a test, and what watches their noise."""
+"""The language models of transformers, shrunk to run in a test, and what their noise should be."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from recorder import Call
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -204,83 +204,6 @@ def unique_ids(lengths: Sequence[int], side: str = "right") -> Tensor:
     return torch.where(real, ids, PAD)
 
 
-@dataclass
-class Call:
-    """One call of a module that turned token ids into vectors.
-
-    Attributes:
-        module: What was called.
-        ids: The tokens it was given.
-        clean: Its output before our hooks.
-        noisy: Its output after them.
-    """
-
-    module: nn.Module
-    ids: Tensor
-    clean: Tensor
-    noisy: Tensor | None = None
-
-    @property
-    def noise(self) -> Tensor:
-        assert self.noisy is not None
-        return self.noisy - self.clean
-
-
-@dataclass
-class Recorder:
-    """Watches, before our hooks and after them, every module that is given integers.
-
-    It does not ask which module is the embedding, so noise at a wrong place is seen too. Enter it
-    before the noise is attached, and call ``watch_noisy`` after: hooks run in that order.
-    """
-
-    model: nn.Module
-    calls: list[Call] = field(default_factory=list)
-    _before: list[Any] = field(default_factory=list)
-    _after: list[Any] = field(default_factory=list)
-
-    def __enter__(self) -> "Recorder":
-        self._before = [
-            module.register_forward_hook(self._note_clean, with_kwargs=True)
-            for module in self.model.modules()
-        ]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._before + self._after:
-            hook.remove()
-
-    def watch_noisy(self) -> None:
-        for hook in self._after:
-            hook.remove()
-        self._after = [
-            module.register_forward_hook(self._note_noisy) for module in self.model.modules()
-        ]
-
-    def noised(self, *args: Any, **batch: Any) -> list[Call]:
-        """The calls, in one forward pass, whose output had something added."""
-        self.calls.clear()
-        self.model(*args, **batch)
-        assert self.calls, "no module was given token ids"
-        assert all(call.noisy is not None for call in self.calls)
-        return [call for call in self.calls if call.noise.any()]
-
-    def _note_clean(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        if given is None or given.is_floating_point() or not isinstance(output, Tensor):
-            return
-        # Cloned: some models write into the embedding's output.
-        self.calls.append(Call(module, given.clone(), output.detach().clone()))
-
-    def _note_noisy(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        for call in reversed(self.calls):
-            if call.module is module and call.noisy is None:
-                call.noisy = output.detach().clone()
-                return
-
-
 class Side(NamedTuple):
     """What one embedding of a model should have noised.
 
@@ -304,7 +227,7 @@ def check_noise(calls: list[Call], *sides: Side, alpha: float, scale: float | No
     """One noised call per side: g * alpha / sqrt(3 L D) on its noised tokens, exactly 0 elsewhere.
 
     Args:
-        calls: From ``Recorder.noised``, of a pass with ``distribution="rademacher"``, where |eps|
+        calls: From ``recorder.noised``, of a pass with ``distribution="rademacher"``, where |eps|
             is 1/sqrt(3) in every draw and so the magnitude is known, not an average.
         *sides: The embeddings that should have been noised.
         alpha: alpha of the pass.
@@ -335,16 +258,6 @@ def lookup_scale(call: Call) -> float:
     scale = float(call.clean.norm() / rows.norm())
     # Inkling normalises each row, so there is no one factor, and g is 1.
     return scale if torch.allclose(call.clean, scale * rows, rtol=1e-4) else 1.0
-
-
-def hooks_of(model: nn.Module) -> dict[str, list[Any]]:
-    """Every hook on the model, with the flags it was registered with."""
-    return {
-        f"{name}.{kind}": list(hooks.items())
-        for name, module in model.named_modules()
-        for kind, hooks in vars(module).items()
-        if "hook" in kind and isinstance(hooks, Mapping) and hooks
-    }
 
 
 def _shrink(kind: type[PreTrainedConfig], given: Mapping[str, Any]) -> PreTrainedConfig:

@@ -1,12 +1,13 @@
 """What a rank does in these tests: a run of a Trainer, and a record of what the noise was."""
 
 import random
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy
 import torch
 from helpers import MODEL
+from recorder import count_hooks, recorded, snapshot, to_save
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -27,7 +28,7 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
         how: ``adapter`` (lora, qlora), ``resume``, ``profile``.
 
     Returns:
-        The noise, the tokens and the place of each micro-batch; losses; what was left behind.
+        The embedding's call in each micro-batch; losses; what was left behind.
     """
     how = how or {}
     dtype = how.get("dtype") or ("bfloat16" if how.get("adapter") == "qlora" else "float32")
@@ -58,9 +59,10 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
     )
     record: dict[str, Any] = {}
     profiler = profile(activities=[ProfilerActivity.CPU]) if how.get("profile") else nullcontext()
-    with recorded(trainer.model) as passes, profiler as profiled:
+    with recorded(trainer.model) as calls, profiler as profiled:
         trainer.train(resume_from_checkpoint=how.get("resume"))
-    record["passes"] = passes
+    trained = (call for call in calls if call.training and call.with_gradients)
+    record["passes"] = to_save(call for call in trained if not call.recomputed)
     record["device"] = trainer.accelerator.device.type
     record["log"] = [log for log in trainer.state.log_history if "loss" in log]
     if profiled is not None:
@@ -68,10 +70,8 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
         record["collectives"] = {key: n for key, n in counts.items() if key.startswith("gloo:")}
     # What each of the run's generators would draw next.
     record["draws"] = [float(torch.rand(())), random.random(), float(numpy.random.rand())]
-    record["hooks"] = sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in trainer.model.modules()
-    )
+    record["hooks"] = count_hooks(trainer.model)
+    record["left"] = snapshot(trainer.model)
     record["sharded"] = any(
         isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
         for parameter in trainer.model.parameters()
@@ -108,31 +108,3 @@ def adapter(kind: str | None) -> dict[str, Any]:
             bnb_4bit_quant_storage=torch.bfloat16,
         )
     return arguments
-
-
-@contextmanager
-def recorded(model: Any):
-    """Each training pass: the tokens, and what was added between lookup and first layer."""
-    embedding = model.get_input_embeddings()
-    layer = (model.get_base_model() if hasattr(model, "get_base_model") else model).model.layers[0]
-    passes: list[dict[str, Any]] = []
-    lookup: list[Any] = []
-
-    def note_lookup(module, args, output):
-        lookup[:] = [args[0].clone(), output.detach().clone()]
-
-    def note_hidden(module, args, kwargs):
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if lookup and torch.is_grad_enabled() and module.training:
-            ids, clean = lookup
-            noise = (hidden.detach() - clean).float()
-            passes.append({"ids": ids.cpu(), "noise": noise.cpu()})
-            lookup.clear()
-
-    hooks = [
-        embedding.register_forward_hook(note_lookup),
-        layer.register_forward_pre_hook(note_hidden, with_kwargs=True),
-    ]
-    yield passes
-    for hook in hooks:
-        hook.remove()

@@ -4,9 +4,10 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from helpers import MODEL, recorded_passes
+from helpers import MODEL
 from packaging.version import Version
 from peft import LoraConfig
+from recorder import recorded
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
@@ -50,7 +51,7 @@ def dpo(tmp_path, config=CONFIG, peft_config=None) -> DPOTrainer:
 
 def test_dpo_with_an_adapter_has_a_clean_reference(tmp_path):
     trainer = dpo(tmp_path, peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"))
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     policy = [p for p in passes if p.with_gradients]
     reference = [p for p in passes if not p.with_gradients]
@@ -64,7 +65,7 @@ def test_dpo_with_an_adapter_has_a_clean_reference(tmp_path):
 def test_dpo_with_a_separate_reference_model(tmp_path):
     trainer = dpo(tmp_path)
     reference_model = trainer.accelerator.unwrap_model(trainer.ref_model)
-    with recorded_passes(trainer.model) as policy, recorded_passes(reference_model) as reference:
+    with recorded(trainer.model) as policy, recorded(reference_model) as reference:
         trainer.train()
     assert len(policy) == len(reference) == 2
     assert all(p.noisy for p in policy)
@@ -78,7 +79,7 @@ def test_response_tokens_follow_the_completion_mask_or_are_refused(tmp_path):
             trainer.train()
         return
     prompt = len(trainer.train_dataset[0]["prompt_ids"])
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     for seen in (p for p in passes if p.with_gradients):
         noised = seen.noise.abs().amax(-1) > 0
@@ -98,12 +99,8 @@ def test_reward_trainer(tmp_path):
         processing_class=AutoTokenizer.from_pretrained(MODEL),
         callbacks=[NEFTCallback(CONFIG)],
     )
-    sizes = []
-    layer = model.model.layers[0]
-    layer.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(args[0].detach()), with_kwargs=True
-    )
-    trainer.train()
-    assert len(sizes) == 2
+    with recorded(model) as passes:
+        trainer.train()
+    assert [each.noisy for each in passes] == [True, True]
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert all(log["neft/noise_rms"] > 0 for log in logs)

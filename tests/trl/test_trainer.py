@@ -5,19 +5,16 @@ import re
 
 import pytest
 import torch
-from helpers import MODEL, recorded_passes
+from helpers import MODEL
 from peft import LoraConfig
 from plain_trainer import InterruptAt, Logs
+from recorder import hooks_of, recorded
 from sft_trainer import arguments, make_trainer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, TrlParser
 
 from neft_plugins import NEFTConfig, NEFTSFTConfig
 from neft_plugins.config import NEFTConfigError
-
-
-def hooks_on(model) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def test_the_keys_reach_the_noise(tmp_path):
@@ -28,7 +25,7 @@ def test_the_keys_reach_the_noise(tmp_path):
         eval_strategy="steps",
         eval_steps=1,
     )
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     trained = [p for p in passes if p.training and p.with_gradients]
     assert len(trained) == 3
@@ -54,7 +51,7 @@ def test_the_keys_reach_the_noise(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_each_packed_document_is_scaled_by_its_own_length(tmp_path, given):
     trainer = make_trainer(tmp_path, **given)
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     for seen in passes:
         assert seen.ids.shape[0] == 1
@@ -68,7 +65,7 @@ def test_each_packed_document_is_scaled_by_its_own_length(tmp_path, given):
 
 def test_noise_is_added_once_and_the_built_in_key_stays_on_record(tmp_path):
     trainer = make_trainer(tmp_path)
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     shares = passes[0].noise.abs().unique()
     assert trainer.args.neftune_noise_alpha == 5.0
@@ -77,7 +74,7 @@ def test_noise_is_added_once_and_the_built_in_key_stays_on_record(tmp_path):
 
 def test_without_an_alpha_it_is_the_sft_trainer(tmp_path):
     trainer = make_trainer(tmp_path, config=arguments(tmp_path))
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     assert not any(p.noisy for p in passes)
     assert trainer.neft is None
@@ -129,13 +126,13 @@ def test_tensorboard_gets_the_metrics(tmp_path):
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, None])
 def test_however_training_ends_no_hook_is_left(tmp_path, ending):
     trainer = make_trainer(tmp_path, callbacks=[InterruptAt(2)] if ending else None)
-    before = hooks_on(trainer.model)
+    before = hooks_of(trainer.model)
     if ending:
         with pytest.raises(ending):
             trainer.train()
     else:
         trainer.train()
-    assert hooks_on(trainer.model) == before
+    assert hooks_of(trainer.model) == before
     assert not hasattr(trainer.model.get_input_embeddings(), "neftune_noise_alpha")
 
 
@@ -162,7 +159,7 @@ def test_qlora_nf4(tmp_path):
         tmp_path, model, peft_config=lora, model_init_kwargs=None, gradient_checkpointing=True
     )
     assert "Linear4bit" in {type(m).__name__ for m in model.modules()}
-    with recorded_passes(trainer.model) as passes:
+    with recorded(trainer.model) as passes:
         trainer.train()
     assert all(p.noisy for p in passes if p.with_gradients)
     assert trainer.state.log_history[0]["neft/noised_tokens"] == 1.0
