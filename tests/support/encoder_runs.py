@@ -65,9 +65,9 @@ def word_embeddings(model: nn.Module) -> nn.Module:
     return next(m for name, m in model.named_modules() if name.endswith("word_embeddings"))
 
 
-def train(trainer: Any, **how: Any) -> list[Call]:
-    """The training passes' calls of the embedding; no hook may be left."""
-    with recorded(trainer.model, [word_embeddings(trainer.model)]) as calls:
+def train(trainer: Any, embedding: nn.Module | None = None, **how: Any) -> list[Call]:
+    """The training passes' calls of the (only) embedding; no hook may be left."""
+    with recorded(trainer.model, [embedding or word_embeddings(trainer.model)]) as calls:
         trainer.train(**how)
     assert count_hooks(trainer.model) == 0
     assert not any(call.noisy for call in calls if not (call.training and call.with_gradients))
