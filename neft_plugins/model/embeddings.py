@@ -188,6 +188,8 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
 
 def _part_to_ask(model: nn.Module) -> nn.Module:
     """The model, or where it cannot be asked, the one outermost part of it that can."""
+    if is_encoder_decoder(model):
+        return model
     answers = [(part, _answer(part)) for part in _askable(model)]
     parts = {id(module): (part, module) for part, module in answers if module is not None}
     if len(parts) > 1:
