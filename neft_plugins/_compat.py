@@ -69,3 +69,36 @@ def in_reentrant_checkpoint() -> bool:
     """Whether this thread's backward pass is at a reentrant checkpoint, torch's or DeepSpeed's."""
     node = torch._C._current_autograd_node()
     return node is not None and node.name() == "CheckpointFunctionBackward"
+
+
+def sequence_parallel_group() -> Any:
+    """The ranks that share rows under Ulysses; DeepSpeed makes them, and accelerate has no mesh."""
+    from deepspeed.utils import groups
+
+    return groups._get_sequence_parallel_group()
+
+
+def unshard(mesh: Any, part: torch.Tensor) -> torch.Tensor:
+    """(N, T / S) on each rank of torch's ``context_parallel`` to (N, T), in the order of the row.
+
+    From where PyTorch's own tutorial and accelerate import it; slow to import, and seldom needed.
+    """
+    from torch.distributed.tensor.experimental._attention import context_parallel_unshard
+
+    (whole,) = context_parallel_unshard(mesh, [part], [1])
+    return whole
+
+
+class WaitsForEveryRank:
+    """A ``Trainer`` whose checkpoint is complete only when every rank has saved its part.
+
+    ``_save_rng_state`` is the last that each rank saves. Only when all have may the main rank save
+    ``trainer_state.json``, which says that the checkpoint is complete, and delete older ones; the
+    Trainer has no public hook in between.
+    """
+
+    accelerator: Any
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
+        self.accelerator.wait_for_everyone()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from neft_plugins import _compat
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -81,11 +83,8 @@ def context_parallel_shards(mesh: "DeviceMesh") -> SequenceShards:
     Returns:
         The shards, to be joined within that context.
     """
-    # Where PyTorch's own tutorial and accelerate import it from; slow, and seldom needed.
-    from torch.distributed.tensor.experimental._attention import context_parallel_unshard
 
     def gather(part: Tensor) -> Tensor:
-        (whole,) = context_parallel_unshard(mesh, [part], [1])
-        return whole
+        return _compat.unshard(mesh, part)
 
     return SequenceShards(mesh.get_local_rank(), mesh.size(), gather)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from accelerate.state import AcceleratorState, is_initialized
 from transformers import TrainingArguments
 
+from neft_plugins import _compat
 from neft_plugins.model.shards import SequenceShards, context_parallel_shards, contiguous_shards
 
 
@@ -52,8 +53,5 @@ def find_place(args: TrainingArguments, contiguous: bool = False) -> Place:
             contiguous_shards(mesh.get_group()) if contiguous else context_parallel_shards(mesh)
         )
     elif sequence > 1:
-        # As transformers does: DeepSpeed makes the groups, and accelerate then has no mesh.
-        from deepspeed.utils import groups
-
-        shards = contiguous_shards(groups._get_sequence_parallel_group())
+        shards = contiguous_shards(_compat.sequence_parallel_group())
     return Place(args.process_index // ranks, args.world_size // ranks, shards)

@@ -6,13 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 from trl import SFTTrainer
 
+from neft_plugins._compat import WaitsForEveryRank
 from neft_plugins.config import KEY_OPTIONS, NEFTConfig
 from neft_plugins.model.batch import NOTED
 from neft_plugins.trainer.callback import NEFTCallback
 from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
 
 
-class NEFTSFTTrainer(SFTTrainer):
+class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
     """TRL's ``SFTTrainer`` with noisy embeddings, by the ``neft_*`` keys of its ``NEFTSFTConfig``.
 
     ``neftune_noise_alpha`` is taken over from the built-in hook, so noise is added once. Without
@@ -76,9 +77,3 @@ class NEFTSFTTrainer(SFTTrainer):
         super().save_model(output_dir, _internal_call)
         if self.neft is not None and self.args.should_save and not _internal_call:
             self.neft.save_config(output_dir or self.args.output_dir or ".")
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The last that each rank saves. Only when all have may the main rank save STATE_FILE, which
-        # says that the checkpoint is complete, and delete older ones.
-        self.accelerator.wait_for_everyone()
