@@ -61,7 +61,7 @@ WRONG_VALUES = [
         for value in (0, -5, "5", True, float("nan"), float("inf"))
     ),
     *(
-        ({key: 1e300}, f"`{key}` must be at most 1e6, and 5 to 15 is typical; got 1e+300.")
+        ({key: 10**6 + 1}, f"`{key}` must be at most 1e6, and 5 to 15 is typical; got 1000001.")
         for key in ("neftune_noise_alpha", "neft_alpha_end")
     ),
     (
@@ -76,12 +76,13 @@ WRONG_VALUES = [
         for value in (2**64, -(2**63) - 1)
     ),
     (
-        {"neft_schedule": "polynomial", "neft_schedule_args": {"power": 1e300}},
-        "`neft_schedule_args` of 'polynomial': `power` must be at most 1e6; got 1e+300.",
+        {"neft_schedule": "polynomial", "neft_schedule_args": {"power": 1e6 + 1}},
+        "`neft_schedule_args` of 'polynomial': `power` must be at most 1e6; got 1000001.0.",
     ),
     (
-        {"neft_schedule": "step", "neft_schedule_args": {"step_size": 1e300}},
-        "`neft_schedule_args` of 'step': `step_size` must be at most 2**63 steps; got 1e+300.",
+        {"neft_schedule": "step", "neft_schedule_args": {"step_size": 2**63 + 1}},
+        "`neft_schedule_args` of 'step': `step_size` must be at most 2**63 steps; got "
+        "9223372036854775809.",
     ),
     # What is quoted is quoted as it was, whatever it looks like.
     ({"neft_tokens": "`scale` {alpha}"}, "'response'; got '`scale` {alpha}'."),
@@ -240,8 +241,9 @@ def test_a_key_without_an_alpha_is_an_error(key):
         "`neftune_noise_alpha` (5 to 15 is typical)."
     )
     for alpha in ({}, {"neftune_noise_alpha": None}):
-        with pytest.raises(NEFTConfigError, match=re.escape(message)):
+        with pytest.raises(NEFTConfigError, match=re.escape(message)) as told:
             NEFTConfig.from_keys({key: values.get(key, "row"), **alpha})
+        assert told.value.option == KEY_OPTIONS[key]
 
 
 def test_no_alpha_and_no_key_is_no_noise():
