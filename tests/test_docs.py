@@ -287,7 +287,11 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != VARIANTS], ids=lambda p: p.name)
-@pytest.mark.filterwarnings("ignore", "error::neft_plugins.config.NEFTWarning")
+@pytest.mark.filterwarnings(
+    "ignore",
+    "error::neft_plugins.config.NEFTWarning",
+    "ignore:The noise is .* times as strong:neft_plugins.config.NEFTWarning",
+)
 @pytest.mark.usefixtures("folder", "on_this_machine")
 def test_a_page_runs(page: Path) -> None:
     if page.stem == "sentence_transformers":
@@ -306,7 +310,8 @@ def test_the_package_of_the_page_on_variants_is_built_and_used(folder: Path) -> 
         path.write_text(block.text)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target"]
     run_python("-m", "pip", "install", *options, str(target), str(source))
-    search = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
+    support = str(REPO / "tests" / "support")
+    search = os.pathsep.join(filter(None, [str(target), support, os.environ.get("PYTHONPATH")]))
     listed = run_python(__file__, VARIANTS.name, PYTHONPATH=search)
     for name in ("laplace", "cyclic", "no_bos"):
         assert re.search(rf"\b{name}\b.*\bneft-extras 0\.1\.0\b", listed), listed

@@ -211,7 +211,7 @@ class ForwardPasses:
         since = (
             f"since `set_step({now.step}, {now.micro_step})`, and the weights have changed"
             if self._is_begun
-            else "and `set_step` was never called"
+            else "where `set_step` was never called"
         )
         warnings.warn(
             f"A second training forward pass {since}: alpha stays {float(now.alpha):g}, and all "
