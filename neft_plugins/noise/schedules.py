@@ -79,7 +79,7 @@ def exponential(
         alpha_end: Value approached, never reached.
         total_steps: T, the optimizer steps after warm-up.
         decay_rate: What is left of ``alpha - alpha_end`` after S steps, in (0, 1].
-        transition_steps: S: steps (>= 1) or a share of T in (0, 1); T when unset.
+        transition_steps: S: steps (>= 1) or a fraction of T in (0, 1); T when unset.
 
     Returns:
         The schedule.
@@ -110,7 +110,7 @@ def step(
         alpha: Value of the first plateau.
         alpha_end: Value approached, never reached.
         total_steps: T, the optimizer steps after warm-up.
-        step_size: S: steps (>= 1) or a share of T in (0, 1).
+        step_size: S: steps (>= 1) or a fraction of T in (0, 1).
         decay_rate: Factor from one plateau to the next, in (0, 1].
 
     Returns:
