@@ -11,7 +11,8 @@ from neft_plugins import _compat
 from neft_plugins.config import NEFTConfig, NEFTWarning
 from neft_plugins.model import embeddings as finder
 from neft_plugins.model.batch import NOTED
-from neft_plugins.model.hooks import EmbeddingHook, ForwardPasses, MicroBatch
+from neft_plugins.model.hooks import EmbeddingHook, hook
+from neft_plugins.model.passes import ForwardPasses, MicroBatch
 from neft_plugins.model.shards import SequenceShards
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise import meter, seeds
@@ -111,7 +112,8 @@ class NEFTHandle:
         self._passes = ForwardPasses(type(model).__name__, sites, owner=self)
         # Before the hooks: what is wrong with a schedule is said without any.
         self._passes.begin(self._micro_batch(0, 0), by_user=False)
-        self._passes.attach(model)
+        self._hooks = hook(model, self._passes)
+        self._passes.start(model)
 
     @property
     def has_fired(self) -> bool:
@@ -192,8 +194,12 @@ class NEFTHandle:
 
     def remove(self) -> None:
         """Take the noise off: no hook is left on the model. A second call does nothing."""
-        if not self._passes.remove():
+        if not self._hooks:
             return
+        for each in self._hooks:
+            each.remove()
+        self._hooks = []
+        self._passes.stop()
         self.metrics()
         if self._passes.ran_in_eval_mode and not self.has_fired:
             warnings.warn(
@@ -264,8 +270,8 @@ class NEFTHandle:
 def attached_handle(model: nn.Module) -> NEFTHandle | None:
     """The handle of the noise that is on a model, if any."""
     for module in finder.unwrap(model).modules():
-        for hook in _compat.forward_hooks(module):
-            owner = getattr(hook, "__self__", None)
+        for each in _compat.forward_hooks(module):
+            owner = getattr(each, "__self__", None)
             if isinstance(owner, EmbeddingHook):
                 return owner.passes.owner
     return None
@@ -296,8 +302,8 @@ def _refuse_second_noise(model: nn.Module) -> None:
             "Call `remove()` on the first handle or callback before attaching again."
         )
     for name, module in model.named_modules():
-        for hook in _compat.forward_hooks(module):
-            if _compat.is_builtin_noise(hook):
+        for each in _compat.forward_hooks(module):
+            if _compat.is_builtin_noise(each):
                 raise RuntimeError(
                     f"The built-in NEFTune hook is on '{name}' of {type(model).__name__}, so "
                     "noise would be added twice. Drop `neftune_noise_alpha` from the training "

@@ -1,0 +1,211 @@
+"""The record of a forward pass, in which stands all that its noise depends on.
+
+What changes from pass to pass is held in tensors, which are replaced and never written to, so that
+a compiled graph whose backward pass is still to come keeps its own.
+"""
+
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neft_plugins import _compat
+from neft_plugins.config import NEFTWarning
+from neft_plugins.model import recomputation
+from neft_plugins.model.batch import Batch
+from neft_plugins.model.recomputation import NotedCall
+from neft_plugins.model.site import NoiseSite
+from neft_plugins.noise import meter
+from neft_plugins.noise.inject import Draw
+
+
+class MicroBatch(NamedTuple):
+    """What all forward passes of a micro-batch share.
+
+    Attributes:
+        step: t.
+        micro_step: Accumulation step within t.
+        alpha: 0-dim float32 on the CPU, alpha(t).
+        seeds: A 0-dim int64 on the CPU for each site.
+        silent: Whether alpha is 0; not read in compiled graphs, where the operator looks at alpha.
+    """
+
+    step: int
+    micro_step: int
+    alpha: Tensor
+    seeds: list[Tensor]
+    silent: bool
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass: all that its noise depends on.
+
+    Attributes:
+        scope: Who opened the record, and closes it.
+        batch: What the model was given, and what it was not told.
+        micro_batch: Whose pass it is.
+        outer: The pass of a wrapper around that module, whose arguments name no tokens.
+        index: Number of the pass among the micro-batch's noisy ones; None before its first noise.
+        calls: The calls of each site's embedding that the noise was on in.
+        noted: Of each site, its calls as they may be repeated. Eager only.
+    """
+
+    scope: object
+    batch: Batch
+    micro_batch: MicroBatch
+    outer: "ForwardPass | None"
+    index: Tensor | None = None
+    calls: list[int] = field(default_factory=list)
+    noted: list[list[NotedCall]] = field(default_factory=list)
+
+
+class ForwardPasses:
+    """The forward passes of one model, between ``start`` and ``stop``.
+
+    A copy of a hooked model (``deepcopy``, ``pickle``) has hooks that do nothing.
+
+    Args:
+        model_name: What messages call the model.
+        sites: Where its noise is added.
+        owner: Whoever drives the passes.
+
+    Attributes:
+        attached: Whether the passes may have noise.
+        current: The pass that is under way, if any; the innermost.
+        extra: Arguments noted beside those that the model is given.
+        has_fired: Whether any pass had noise.
+        ran_in_eval_mode: Whether the model was called with gradients but in eval mode.
+        sums: Those of ``meter.measure`` over all passes since they were last taken.
+        dtype: That of the embeddings.
+    """
+
+    def __init__(self, model_name: str, sites: list[NoiseSite], owner: Any = None) -> None:
+        self.model_name = model_name
+        self.sites = sites
+        self.owner = owner
+        self.extra: dict[str, Any] = {}
+        self.has_fired = self.ran_in_eval_mode = False
+        self.dtype = torch.float32
+        self.sums = meter.no_sums(_device_of(sites))
+        self.current: ForwardPass | None = None
+        self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
+        self._latest: ForwardPass | None = None
+        self.attached = False
+        self._switches: list[tuple[nn.Module, str]] = []
+        self._trained: list[nn.Parameter] = []
+        self._told = False
+        self.begin(MicroBatch(0, 0, torch.zeros(()), [], silent=False), by_user=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForwardPasses, (self.model_name, [])
+
+    def start(self, model: nn.Module) -> None:
+        """The passes of this model, unwrapped, may have noise from now on."""
+        self.attached = True
+        self._switches = _compat.adapter_switches(model)
+        self._trained = [p for p in model.parameters() if p.requires_grad][:8]
+
+    def stop(self) -> None:
+        """No pass has noise any more."""
+        self.attached = False
+        self.extra, self.current, self._latest = {}, None, None
+
+    def begin(self, micro_batch: MicroBatch, by_user: bool = True) -> None:
+        """Say that the passes to come are those of a micro-batch."""
+        self.micro_batch = micro_batch
+        self._count = torch.zeros((), dtype=torch.int64)
+        self._is_begun = by_user
+        # A Ctrl-C inside the last pass may have left it: torch calls no hook for that.
+        self.current = None
+
+    def is_on(self, module: nn.Module) -> bool:
+        """Off in eval mode, without gradients, and while PEFT's adapters are off."""
+        if not self.attached or not module.training or not torch.is_grad_enabled():
+            return False
+        return not any(getattr(owner, attribute) for owner, attribute in self._switches)
+
+    def take_sums(self) -> Tensor:
+        """The sums since the last call."""
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        return sums
+
+    def number(self) -> Tensor:
+        """The number of the next noisy pass of this micro-batch."""
+        index, self._count = self._count, self._count + 1
+        if not torch.compiler.is_compiling():
+            self._tell_if_step_was_forgotten(first=int(index) == 0)
+        return index
+
+    def keep(self, forward_pass: ForwardPass, output: Any) -> None:
+        """Keep a pass as long as it may be repeated: while autograd's graph of it lives.
+
+        The latest is kept in any case: its output may hide its tensors.
+        """
+        self._latest = forward_pass
+        self._kept.add(forward_pass)
+        for node in _nodes(output):
+            node.metadata.setdefault("neft_plugins", []).append(forward_pass)
+
+    def repeated(self, site: int, ids: Tensor) -> tuple[Batch, Draw | None] | None:
+        """The batch and the draw of the call that one in a backward pass repeats, if it does."""
+        kept = [*self._kept, *([] if self._latest is None else [self._latest])]
+        calls = {call: each for each in kept for call in each.noted[site]}
+        call = recomputation.repeated_call(calls, ids)
+        return None if call is None else (calls[call].batch, call.draw)
+
+    def tell_if_step_was_never_set(self) -> None:
+        """For compiled graphs, in which the passes are counted and no more."""
+        if not self._is_begun and int(self._count) > 1:
+            self._tell_that_step_was_forgotten()
+
+    def _tell_if_step_was_forgotten(self, first: bool) -> None:
+        """A further pass is of the same micro-batch, unless the weights have changed since."""
+        if self._told:
+            return
+        versions = [parameter._version for parameter in self._trained]
+        if first:
+            self._versions = versions
+        elif not self._is_begun or versions != self._versions:
+            self._tell_that_step_was_forgotten()
+
+    def _tell_that_step_was_forgotten(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        now = self.micro_batch
+        since = (
+            f"since `set_step({now.step}, {now.micro_step})`, and the weights have changed"
+            if self._is_begun
+            else "where `set_step` was never called"
+        )
+        warnings.warn(
+            f"A second training forward pass {since}: alpha stays {float(now.alpha):g}, and all "
+            "passes count as those of one micro-batch. Call `neft.set_step(step, micro_step)` "
+            "before every micro-batch.",
+            NEFTWarning,
+            stacklevel=2,
+        )
+
+
+def _nodes(output: Any) -> Iterator[Any]:
+    """The autograd nodes of the tensors in a model's output."""
+    if isinstance(output, Tensor):
+        if output.grad_fn is not None:
+            yield output.grad_fn
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _nodes(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _nodes(value)
+    elif is_dataclass(output):
+        yield from _nodes(vars(output))
+
+
+def _device_of(sites: list[NoiseSite]) -> torch.device | None:
+    return next((p.device for site in sites for p in site.embedding.module.parameters()), None)
