@@ -232,7 +232,7 @@ class NEFTCallback(TrainerCallback, ExportableState):
             copy = None  # that of an older checkpoint; this one was saved without noise
         try:
             before = read_record(checkpoint, copy)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             self._logger.warning(
                 "NEFT: resumed at step %d, but %s cannot be read (%s), so nobody knows whether "
                 "the noise is what it was. Compare the keys with those of the run before.",

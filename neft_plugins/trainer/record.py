@@ -3,16 +3,24 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from neft_plugins.config import NEFTConfig, NEFTWarning
+from neft_plugins.config import OPTIONS, NEFTConfig, NEFTWarning
 from neft_plugins.noise.seeds import DRAWS_VERSION
 from neft_plugins.version import __version__
 
 CONFIG_FILE = "neft_config.json"
 """The record's file, in the output folder and in each checkpoint."""
+
+# What an older version's record means by not saying it: the first draws, an option's default.
+_UNSAID: dict[str, Any] = {
+    "draws_version": 1,
+    "total_steps": None,
+    **{name: option.default for name, option in OPTIONS.items()},
+    "alpha": None,
+    "schedule_args": {},
+}
 
 
 def make_record(config: NEFTConfig, total_steps: int | None, seed: int | None) -> dict[str, Any]:
@@ -62,14 +70,12 @@ def read_record(directory: str | Path, copy: dict[str, Any] | None = None) -> di
     Raises:
         OSError: If there is neither.
         ValueError: If the file is damaged.
+        TypeError: If it holds something else.
     """
     path = Path(directory) / CONFIG_FILE
     if copy is not None and not path.exists():
         return copy
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError(f"it holds {record!r}, not a record")
-    return record
+    return {**json.loads(path.read_text(encoding="utf-8"))}
 
 
 def changes(
@@ -77,16 +83,14 @@ def changes(
 ) -> Iterator[str]:
     """What makes the noise other than it was, each as ``name old -> new``.
 
-    An older version's record has fewer entries: its draws were the first, an option it did not
-    have was at its default, and what it could not tell (total steps, seed) is not compared.
-
     Args:
-        before: The record at the checkpoint.
+        before: The record at the checkpoint. One of an older version has no total steps and seed;
+            they are then not compared.
         now: That of the run which goes on from it.
         config: What noise that run has.
         step: The optimizer step at which it does.
     """
-    before = {"draws_version": 1, "total_steps": None, "seed": None, **_defaults(), **before}
+    before = {**_UNSAID, **before}
     for name, value in json.loads(json.dumps(now)).items():
         old = before.get(name)
         if old == value or name == "neft_plugins_version":
@@ -96,14 +100,6 @@ def changes(
                 yield from _alpha_change(old, value, config, step)
         elif name != "seed" or old is not None:
             yield f"{name} {old!r} -> {value!r}"
-
-
-def _defaults() -> dict[str, Any]:
-    return {
-        option.name: {} if option.default is MISSING else option.default
-        for option in fields(NEFTConfig)
-        if option.name not in ("alpha", "seed")
-    }
 
 
 def _alpha_change(old: int, new: int, config: NEFTConfig, step: int) -> Iterator[str]:

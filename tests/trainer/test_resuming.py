@@ -168,7 +168,10 @@ def test_the_record_of_an_older_version_is_read(tmp_path, resumed, now, told):
         del record[later]
     record |= {"neft_plugins_version": "0.1.0", "seed": None}
     (saved / CONFIG_FILE).write_text(json.dumps(record))
-    told_now = resumed(saved, with_options(CONFIG, **now), max_steps=12, seed=8)
+    state = json.loads((saved / "trainer_state.json").read_text())
+    state["stateful_callbacks"] = {"TrainerControl": state["stateful_callbacks"]["TrainerControl"]}
+    (saved / "trainer_state.json").write_text(json.dumps(state))
+    told_now = resumed(saved, with_options(CONFIG, **now), max_steps=12, seed=8, **SAVES)
     assert told_now == [f"draws_version 1 -> {DRAWS_VERSION}{told}"]
 
 
