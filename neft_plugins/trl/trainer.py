@@ -12,6 +12,9 @@ from neft_plugins.model.batch import NOTED
 from neft_plugins.trainer.callback import NEFTCallback
 from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
 
+TAG = "neft"
+"""Of a model that was trained with noise."""
+
 
 class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
     """TRL's ``SFTTrainer`` with noisy embeddings, by the ``neft_*`` keys of its ``NEFTSFTConfig``.
@@ -25,8 +28,6 @@ class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
     ``neftune_noise_alpha`` then gets the default of every other key.
     """
 
-    _tag_names = [*SFTTrainer._tag_names, "neft"]  # noqa: RUF012 - TRL's own way to tag a model card
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         keys = {key: getattr(self.args, key, None) for key in KEY_OPTIONS}
@@ -35,6 +36,8 @@ class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
         if config is not None:
             self.neftune_noise_alpha = None  # what the built-in hook goes by
             self.neft = NEFTCallback(config).add_to(self)
+            tagged: Any = self.model
+            tagged.add_model_tags([TAG])
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -68,6 +71,17 @@ class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
             handle.set_batch()
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """As ``SFTTrainer.create_model_card``, with the tag ``neft`` if there was noise."""
+        given = [tags] if isinstance(tags, str) else list(tags or [])
+        noisy = [] if self.neft is None else [TAG]
+        super().create_model_card(model_name, dataset_name, [*given, *noisy])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As ``SFTTrainer.save_model``, with ``neft_config.json`` beside the model."""

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from helpers import MODEL
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 from plain_trainer import InterruptAt, Logs
 from recorder import hooks_of, recorded
@@ -136,13 +137,26 @@ def test_however_training_ends_no_hook_is_left(tmp_path, ending):
     assert not hasattr(trainer.model.get_input_embeddings(), "neftune_noise_alpha")
 
 
-def test_the_config_is_saved_and_the_card_tagged(tmp_path):
+def test_the_config_is_saved(tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3, neft_seed=11)
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     for folder in (tmp_path, tmp_path / "checkpoint-3", tmp_path / "final"):
         assert json.loads((folder / "neft_config.json").read_text())["seed"] == 11
-    assert "neft" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("alpha", [5.0, None])
+@pytest.mark.parametrize("given", [None, "own", ["own", "other"]])
+def test_a_model_that_was_trained_with_noise_is_tagged(tmp_path, alpha, given):
+    config = arguments(tmp_path, neftune_noise_alpha=alpha)
+    trainer = make_trainer(tmp_path, config=config, peft_config=LoraConfig(r=2))
+    trainer.create_model_card(tags=given)
+    tags = {"trl", "sft", *({"neft"} if alpha else ())}
+    own = {given} if isinstance(given, str) else set(given or ())
+    found = set(ModelCard.load(tmp_path / "README.md").data.tags)
+    assert found >= tags | own
+    assert ("neft" in found) == bool(alpha)
+    assert set(trainer.model.model_tags) == tags
 
 
 @pytest.mark.filterwarnings("ignore:.*MatMul8bitLt")
