@@ -52,7 +52,7 @@ def in_backward_pass() -> bool:
 
 def autograd_clock() -> int:
     """How many autograd nodes this thread has made: the time at which the next one is made."""
-    return torch._C._autograd._get_sequence_nr()
+    return torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def node_time() -> int:

@@ -85,8 +85,8 @@ def past_or_next(draw: Draw, place: int) -> Draw:
     Returns:
         The draw to use.
     """
-    *numbers, call = draw
-    return Draw(*_past_or_next(*numbers, call, place), call)
+    numbers = _past_or_next(draw.alpha, draw.seed, draw.pass_index, draw.call, place)
+    return Draw(*numbers, draw.call)
 
 
 @torch.library.custom_op("neft_plugins::past_or_next", mutates_args=())

@@ -57,7 +57,7 @@ class NoiseSite:
         self._placeholders = finder.placeholder_ids(model)
         models_own = finder.pad_token_id(model)
         self._pad_token_id = models_own if pad_token_id is None else pad_token_id
-        self._padding = {pad_token_id, models_own} - {None}
+        self._padding = {token for token in (pad_token_id, models_own) if token is not None}
         self._model_name = type(model).__name__
         self._alone = alone
         self._shards = shards
