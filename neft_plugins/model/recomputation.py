@@ -85,8 +85,10 @@ def past_or_next(draw: Draw, place: int) -> Draw:
     Returns:
         The draw to use.
     """
-    numbers = _past_or_next(draw.alpha, draw.seed, draw.pass_index, draw.call, place)
-    return Draw(*numbers, draw.call)
+    alpha, seed, pass_index = _past_or_next(
+        draw.alpha, draw.seed, draw.pass_index, draw.call, place
+    )
+    return Draw(alpha, seed, pass_index, draw.call)
 
 
 @torch.library.custom_op("neft_plugins::past_or_next", mutates_args=())
