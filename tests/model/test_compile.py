@@ -130,3 +130,15 @@ def noisy(model, compiled, batch) -> bool:
     with torch.no_grad():
         clean = model(**batch).loss.item()
     return compiled(**batch).loss.item() != pytest.approx(clean, rel=1e-4)
+
+
+@torch._dynamo.config.patch(error_on_recompile=False)
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_a_compiled_graph_is_clean_when_the_noise_is_removed(attached_first):
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = Embedder(16)
+    compiled = None if attached_first else torch.compile(model, backend="aot_eager")
+    with attach_neft(model, NEFTConfig(alpha=5.0)):
+        compiled = compiled or torch.compile(model, backend="aot_eager")
+        assert compiled(**batch).abs().max() > 0
+    assert not compiled(**batch).any()
