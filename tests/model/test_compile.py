@@ -137,8 +137,8 @@ def noisy(model, compiled, batch) -> bool:
 def test_a_compiled_graph_is_clean_when_the_noise_is_removed(attached_first):
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
     model = Embedder(16)
-    compiled = None if attached_first else torch.compile(model, backend="aot_eager")
+    before = torch.compile(model, backend="aot_eager")
     with attach_neft(model, NEFTConfig(alpha=5.0)):
-        compiled = compiled or torch.compile(model, backend="aot_eager")
+        compiled = torch.compile(model, backend="aot_eager") if attached_first else before
         assert compiled(**batch).abs().max() > 0
     assert not compiled(**batch).any()
