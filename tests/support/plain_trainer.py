@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from helpers import tiny_llama
+from recorder import Call, check_sizes
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+GIVEN = {"train_dataset", "data_collator", "processing_class"}
 
 
 def rows(count: int = 32) -> list[dict[str, torch.Tensor]]:
@@ -21,6 +24,19 @@ def rows(count: int = 32) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def mask_of(ids: torch.Tensor) -> torch.Tensor:
+    """(B, T) the mask of a batch of ``rows``."""
+    masks = {tuple(row["input_ids"].tolist()): row["attention_mask"] for row in rows()}
+    return torch.stack([masks[tuple(row.tolist())] for row in ids])
+
+
+def check_noise(calls: list[Call], alphas: list[float]) -> None:
+    """Rademacher noise, added once, in each micro-batch of ``make_trainer``."""
+    assert len(calls) == 2 * len(alphas)
+    for index, call in enumerate(calls):
+        check_sizes(call, mask_of(call.ids) == 1, alphas[index // 2])
+
+
 def make_trainer(
     folder: Path,
     callbacks: Iterable[TrainerCallback] = (),
@@ -28,8 +44,18 @@ def make_trainer(
     cls: Any = Trainer,
     **arguments: Any,
 ) -> Trainer:
-    """Four steps of two micro-batches of four rows."""
+    """Four steps of two micro-batches of four rows.
+
+    Args:
+        folder: The output folder.
+        callbacks: Of the Trainer.
+        model: Unset, a small Llama with dropout.
+        cls: The Trainer.
+        **arguments: Of the Trainer (those of ``GIVEN``), else of its arguments.
+    """
     torch.manual_seed(0)
+    given = {"train_dataset": rows(), "eval_dataset": rows(4)}
+    given |= {key: arguments.pop(key) for key in GIVEN & arguments.keys()}
     defaults = {
         "output_dir": str(folder),
         "max_steps": 4,
@@ -47,9 +73,8 @@ def make_trainer(
     return cls(
         model=model,
         args=TrainingArguments(**defaults | arguments),
-        train_dataset=rows(),
-        eval_dataset=rows(4),
         callbacks=list(callbacks),
+        **given,
     )
 
 

@@ -121,6 +121,21 @@ def noised(model: nn.Module, *args: Any, **batch: Any) -> list[Call]:
     return [call for call in calls if call.noisy]
 
 
+def check_sizes(call: Call, real: Tensor, alpha: float, atol: float = 1e-6) -> None:
+    """Rademacher noise on rows of one document each: alpha / sqrt(3 L D) in every coordinate.
+
+    Args:
+        call: Of a pass with ``distribution="rademacher"``, where |eps| is 1/sqrt(3) in every draw.
+        real: (B, T) bool, the tokens that are no padding; the others must have no noise.
+        alpha: alpha of the pass.
+        atol: Rounding of the sum.
+    """
+    length = real.sum(1, keepdim=True).clamp(min=1)
+    size = torch.where(real, alpha / (3 * length * call.noise.shape[-1]).sqrt(), 0.0)
+    expected = size.unsqueeze(-1).expand(call.noise.shape)
+    torch.testing.assert_close(call.noise.float().abs(), expected, rtol=1e-3, atol=atol)
+
+
 def to_save(calls: Iterable[Call]) -> list[Call]:
     """The calls without their modules, on the CPU."""
     return [

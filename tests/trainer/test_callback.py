@@ -1,40 +1,42 @@
 """NEFTCallback in a plain Trainer."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_llama
-from plain_trainer import InterruptAt, Logs, make_trainer, rows
+from helpers import MODEL, tiny_llama
+from plain_trainer import InterruptAt, Logs, check_noise, make_trainer, mask_of
 from recorder import count_hooks, recorded, snapshot
-from transformers import Trainer
+from transformers import AutoTokenizer, Trainer, default_data_collator
 
 from neft_plugins import NEFTCallback, NEFTConfig, attach_neft
 from neft_plugins.model.handle import attached_handle
 from neft_plugins.model.hooks import NoNoiseError
 
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
+EXACT = NEFTConfig(alpha=5.0, schedule="linear", distribution="rademacher")
+ALPHAS = [5.0, 3.75, 2.5, 1.25]
 
 
-def test_every_micro_batch_gets_the_noise_of_its_step(tmp_path):
-    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+@pytest.mark.parametrize(("own", "trainers", "used"), [(None, 7, 7), (11, 7, 11), (0, 7, 0)])
+def test_every_micro_batch_gets_the_noise_of_its_step(tmp_path, own, trainers, used):
+    """Drawn by the config's seed, and only where it has none by the trainer's."""
+    callback = NEFTCallback(replace(CONFIG, seed=own))
+    trainer = make_trainer(tmp_path, [callback], seed=trainers)
     with recorded(trainer.model) as passes:
         trainer.train()
     assert len(passes) == 8
     assert all(p.noisy for p in passes)
     fresh = tiny_llama()
-    with attach_neft(fresh, CONFIG, total_steps=4, seed=7) as neft:
+    with attach_neft(fresh, CONFIG, total_steps=4, seed=used) as neft:
         for index, seen in enumerate(passes):
             neft.set_step(index // 2, index % 2)
             with recorded(fresh) as again:
                 fresh(input_ids=seen.ids, attention_mask=mask_of(seen.ids))
             torch.testing.assert_close(again[0].noise, seen.noise, rtol=1e-4, atol=1e-6)
-
-
-def mask_of(ids: torch.Tensor) -> torch.Tensor:
-    by_ids = {tuple(r["input_ids"].tolist()): r["attention_mask"] for r in rows()}
-    return torch.stack([by_ids[tuple(row.tolist())] for row in ids])
 
 
 def test_metrics_are_in_the_log_at_each_logging_step(tmp_path):
@@ -100,30 +102,56 @@ def test_a_full_run_leaves_no_trace(tmp_path):
     assert count_hooks(trainer.model) == 0
 
 
-def test_after_an_interrupt_a_new_run_has_its_noise_once(tmp_path):
-    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG), InterruptAt(2)])
+@pytest.mark.parametrize("again", ["a new trainer", "the same trainer"])
+def test_after_an_interrupt_a_new_run_has_its_noise_once(tmp_path, again):
+    callback = NEFTCallback(EXACT)
+    trainer = make_trainer(tmp_path, [callback, InterruptAt(2)])
+    with recorded(trainer.model) as passes:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        check_noise(passes, ALPHAS[:2])
+        passes.clear()
+        if again == "the same trainer":
+            trainer.pop_callback(InterruptAt)
+        else:  # as in a notebook: the same model, a new trainer, a new callback
+            trainer = make_trainer(tmp_path, [NEFTCallback(EXACT)], model=trainer.model)
+        trainer.train()
+    check_noise(passes, ALPHAS)
+    assert count_hooks(trainer.model) == 0
+
+
+def test_a_callback_that_goes_to_another_model_leaves_the_one_before(tmp_path):
+    callback = NEFTCallback(EXACT)
+    trainer = make_trainer(tmp_path, [callback, InterruptAt(1)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    # As in a notebook: the same model, a new Trainer, a new callback.
-    again = make_trainer(tmp_path, [NEFTCallback(CONFIG)], model=trainer.model)
-    again.train()
-    assert attached_handle(again.model) is None
+    other = make_trainer(tmp_path, [callback])
+    with recorded(other.model) as passes:
+        other.train()
+    check_noise(passes, ALPHAS)
+    assert count_hooks(trainer.model) == count_hooks(other.model) == 0
 
 
 def test_with_leaves_no_trace_after_an_interrupt(tmp_path):
-    with NEFTCallback(CONFIG) as callback:
+    with NEFTCallback(EXACT) as callback:
         trainer = make_trainer(tmp_path, [callback, InterruptAt(2)])
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-        assert attached_handle(trainer.model) is not None
-    assert attached_handle(trainer.model) is None
+        with recorded(trainer.model) as passes:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        check_noise(passes, ALPHAS[:2])
+    with recorded(trainer.model) as passes:
+        trainer.model.train()(input_ids=torch.randint(3, 64, (2, 9)))
+    assert not passes[0].noisy
+    assert count_hooks(trainer.model) == 0
 
 
 def test_training_twice_with_one_trainer(tmp_path):
-    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
-    trainer.train()
-    trainer.train()
-    assert attached_handle(trainer.model) is None
+    trainer = make_trainer(tmp_path, [NEFTCallback(EXACT)])
+    for _ in range(2):
+        with recorded(trainer.model) as passes:
+            trainer.train()
+        check_noise(passes, ALPHAS)
+        assert count_hooks(trainer.model) == 0
 
 
 def test_two_callbacks_are_an_error(tmp_path):
@@ -159,6 +187,32 @@ def test_a_first_step_without_noise_stops_before_the_update(tmp_path):
             trainer.train()
         assert torch.equal(weights(trainer), before)
         assert attached_handle(trainer.model) is None
+
+
+@pytest.mark.parametrize("within_a_processor", [False, True])
+def test_padding_of_packed_rows_is_the_tokenizers_whatever_the_model_says(
+    tmp_path, within_a_processor
+):
+    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
+    pad = tokenizer.pad_token_id
+    model = tiny_llama(pad_token_id=pad + 1)
+    ids = torch.tensor([5, 6, 5, 7, 8, pad, pad, pad])
+    row = {"input_ids": ids, "position_ids": torch.tensor([0, 1, 2, 0, 1, 0, 1, 2])}
+    processor = SimpleNamespace(tokenizer=tokenizer) if within_a_processor else tokenizer
+    trainer = make_trainer(
+        *(tmp_path, [NEFTCallback(EXACT)], model),
+        processing_class=processor,
+        train_dataset=[{**row, "labels": ids}] * 4,
+        data_collator=default_data_collator,
+        max_steps=1,
+    )
+    with recorded(model) as passes:
+        trainer.train()
+    length = torch.tensor([3, 3, 3, 2, 2])
+    size = torch.cat([5.0 / (3 * length * 32).sqrt(), torch.zeros(3)])
+    for call in passes:
+        expected = size[:, None].expand(call.noise.shape)
+        torch.testing.assert_close(call.noise.abs(), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_data_parallel_replicas_in_one_process_are_refused():
