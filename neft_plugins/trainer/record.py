@@ -32,14 +32,14 @@ def make_record(config: NEFTConfig, total_steps: int | None, seed: int | None) -
         seed: The seed as resolved; likewise.
 
     Returns:
-        Every option, with that seed; the total steps, the version of the draws, and our own.
+        Our version; every option, with that seed; the total steps and the version of the draws.
     """
     return {
         "neft_plugins_version": __version__,
-        "draws_version": DRAWS_VERSION,
-        "total_steps": total_steps,
         **config.to_dict(),
         "seed": seed,
+        "total_steps": total_steps,
+        "draws_version": DRAWS_VERSION,
     }
 
 

@@ -51,7 +51,7 @@ def test_what_changed_is_told(tmp_path, data):
     other = {**KEYS, "max_steps": 6, "seed": 8, "neft_tokens": "response"}
     resumed = run_axolotl(tmp_path, **other, **data, auto_resume_from_checkpoints=True)
     told = (
-        "NEFT: resumed at step 2 with other noise than before: total_steps 4 -> 6 "
-        "(alpha at step 2: 2.5 -> 3.33333), tokens 'all' -> 'response', seed 7 -> 8"
+        "NEFT: resumed at step 2 with other noise than before: tokens 'all' -> 'response', "
+        "seed 7 -> 8, total_steps 4 -> 6 (alpha at step 2: 2.5 -> 3.33333)"
     )
     assert resumed.printed.count(told) == 1

@@ -36,7 +36,7 @@ def test_its_record_is_there_and_the_run_goes_on_as_if_nothing_had_happened(engi
     assert "NEFT: resumed" not in again.printed()
     other = start(folder, engine, KEYS | {"max_steps": 6, "seed": 8}, resume="latest")
     other.results()
-    told = "NEFT: resumed at step 4 with other noise than before: total_steps 4 -> 6 (alpha at step"
+    told = "NEFT: resumed at step 4 with other noise than before: seed 7 -> 8, total_steps 4 -> 6 ("
     assert [other.printed(rank).count(told) for rank in range(len(whole))] == [1, 0][: len(whole)]
 
 
