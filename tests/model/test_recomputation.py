@@ -240,25 +240,27 @@ def test_a_reentrant_layer_in_a_whole_model_that_is_repeated():
     check(train(Deep(), whole), expected())
 
 
-def test_a_loss_that_forwards_in_its_backward_pass_is_refused():
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_loss_that_forwards_in_its_backward_pass_is_refused(leaf):
     """As GradCache: embeddings without gradients first, and again in a hook."""
     model = Net()
-    batch = batches(1)[0]
+    other, batch = batches(2)
     with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
         neft.set_step(0)
-        model(**batch).sum().backward()  # the same tokens, and noisy: not what is repeated
+        noisy = model(**other)  # which is not what is repeated
         with torch.no_grad():
             cached = model(**batch)
-        cached.requires_grad_()
-        loss = cached.square().sum().detach().requires_grad_()
 
         def forward_again(gradient: Tensor) -> None:
             with torch.enable_grad():
                 model(**batch).sum().backward()
 
+        loss = cached.requires_grad_().square().sum()
+        if leaf:
+            loss = loss.detach().requires_grad_()
         loss.register_hook(forward_again)
         with pytest.raises(UnknownPassError, match="CachedMultipleNegativesRankingLoss"):
-            loss.backward()
+            (loss + noisy.sum()).backward()
 
 
 @pytest.mark.parametrize("training", [True, False])
