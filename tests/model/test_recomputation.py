@@ -118,6 +118,28 @@ def test_what_is_repeated_may_be_more_than_the_model():
     check(found, expected(lambda model, batch: (model(**batch) * 2).sin()))
 
 
+def test_what_the_model_was_not_told_is_that_of_its_own_pass():
+    """Labels by set_batch, which says others by the time of the backward pass."""
+
+    class Unlabelled(Net):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.block(input_ids)
+
+    gradients = []
+    for call in (plainly, whole):
+        torch.manual_seed(0)
+        model = Unlabelled()
+        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
+            losses = []
+            for micro_step, batch in enumerate(batches(3)):
+                neft.set_step(1, micro_step)
+                neft.set_batch(labels=batch.pop("labels"))
+                losses.append(call(model, batch).square().mean())
+            sum(losses).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    check(*gradients)
+
+
 def test_a_repeated_pass_is_repeated_again():
     """retain_graph, and two backward passes in the order of the forward passes."""
     gradients = []
