@@ -74,7 +74,9 @@ class _Scope:
         outer = passes.current
         if not passes.attached or (outer is not None and TOKENS & outer.batch.keys()):
             return
-        given = note(dict(zip(self.names, args, strict=False)) | kwargs)
+        # By place, only tensors: TRL calls its wrapper with a model and a batch in their places.
+        named = zip(self.names, args, strict=False)
+        given = note({name: value for name, value in named if torch.is_tensor(value)} | kwargs)
         batch = passes.extra | (dict(outer.batch) if outer else {}) | given
         passes.current = ForwardPass(
             self,

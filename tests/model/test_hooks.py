@@ -226,6 +226,22 @@ def test_positional_arguments_are_read(model, batch):
     assert torch.equal(named, positional)
 
 
+def test_arguments_in_the_places_of_others_are_no_tokens(batch):
+    """As TRL's redirection through a wrapper: ``model(inner_model, inputs)``."""
+
+    class Redirected(Embedder):
+        def forward(self, input_ids, attention_mask=None):
+            return self.embed(attention_mask["input_ids"])
+
+    model = Redirected(8)
+    with attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher")) as neft:
+        neft.set_step(0)
+        noise = model(model, {"input_ids": batch["input_ids"]})
+    width = batch["input_ids"].shape[1]
+    size = torch.full_like(noise, 5.0 / (3 * width * 8) ** 0.5)
+    torch.testing.assert_close(noise.abs(), size)
+
+
 @pytest.mark.parametrize("tokens", ["response", "prompt"])
 def test_labels_out_of_reach_are_an_error(model, batch, tokens):
     del batch["labels"]
