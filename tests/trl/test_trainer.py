@@ -9,13 +9,14 @@ from helpers import MODEL
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from plain_trainer import InterruptAt, Logs
-from recorder import hooks_of, recorded
-from sft_trainer import arguments, make_trainer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from recorder import agreement, hooks_of, recorded
+from sft_trainer import arguments, check_noise, make_trainer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, TrlParser
 
 from neft_plugins import NEFTConfig, NEFTSFTConfig
 from neft_plugins.config import NEFTConfigError
+from neft_plugins.noise.tokens import MissingLabelsError
 
 
 def test_the_keys_reach_the_noise(tmp_path):
@@ -68,9 +69,8 @@ def test_noise_is_added_once_and_the_built_in_key_stays_on_record(tmp_path):
     trainer = make_trainer(tmp_path)
     with recorded(trainer.model) as passes:
         trainer.train()
-    shares = passes[0].noise.abs().unique()
+    check_noise(passes, [5.0] * 3)
     assert trainer.args.neftune_noise_alpha == 5.0
-    assert len(shares[shares > 1e-4].mul(1e4).round().unique()) <= 4  # one size for each length
 
 
 def test_without_an_alpha_it_is_the_sft_trainer(tmp_path):
@@ -86,6 +86,34 @@ def test_a_plain_sft_config_gets_the_defaults(tmp_path):
     config = arguments(tmp_path, SFTConfig, neftune_noise_alpha=5.0)
     trainer = make_trainer(tmp_path, config=config)
     assert trainer.neft.config == NEFTConfig(alpha=5.0)
+
+
+def test_the_noise_has_a_seed_of_its_own_and_without_one_the_trainers(tmp_path):
+    def draw(**seeds):
+        # Rows of one width, whichever they are: a draw is of the whole batch.
+        trainer = make_trainer(tmp_path, max_steps=1, pad_to_multiple_of=64, **seeds)
+        with recorded(trainer.model) as passes:
+            trainer.train()
+        return passes[0]
+
+    trainers = draw(seed=7)
+    assert agreement(trainers, draw(seed=3, neft_seed=7)) == 1
+    assert abs(agreement(trainers, draw(seed=7, neft_seed=3))) < 0.16
+
+
+class CallsWithoutLabels(TrainerCallback):
+    """After a step, a pass of its own in training mode."""
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        with pytest.raises(MissingLabelsError, match="`tokens: response` needs labels, but"):
+            model(input_ids=torch.tensor([[5, 6, 7]]))
+        self.called = True
+
+
+def test_labels_are_forgotten_when_their_loss_is_computed(tmp_path):
+    callback = CallsWithoutLabels()
+    make_trainer(tmp_path, neft_tokens="response", callbacks=[callback]).train()
+    assert callback.called
 
 
 @pytest.mark.parametrize("given", [{"label_smoothing_factor": 0.1}, {"compute_loss_func": True}])
@@ -125,7 +153,7 @@ def test_tensorboard_gets_the_metrics(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, None])
-def test_however_training_ends_no_hook_is_left(tmp_path, ending):
+def test_however_training_ends_no_hook_is_left_and_the_next_has_its_noise_once(tmp_path, ending):
     trainer = make_trainer(tmp_path, callbacks=[InterruptAt(2)] if ending else None)
     before = hooks_of(trainer.model)
     if ending:
@@ -135,6 +163,10 @@ def test_however_training_ends_no_hook_is_left(tmp_path, ending):
         trainer.train()
     assert hooks_of(trainer.model) == before
     assert not hasattr(trainer.model.get_input_embeddings(), "neftune_noise_alpha")
+    trainer.pop_callback(InterruptAt)
+    with recorded(trainer.model) as passes:
+        trainer.train()
+    check_noise(passes, [5.0] * 3)
 
 
 def test_the_config_is_saved(tmp_path):
