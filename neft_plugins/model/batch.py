@@ -42,6 +42,23 @@ def note(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def note_features(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``note`` finds within the one argument that holds tokens.
+
+    A ``SentenceTransformer`` is given its features so. Its encoder is then not called as a module,
+    but by a method, so no hook of that hears what it is given.
+
+    Args:
+        arguments: The arguments by name.
+
+    Returns:
+        As ``note``; nothing where no argument holds tokens, or several do.
+    """
+    within = [note(value) for value in arguments.values() if isinstance(value, Mapping)]
+    found = [given for given in within if TOKENS & given.keys()]
+    return found[0] if len(found) == 1 else {}
+
+
 def decoder_batch(batch: Batch, padding: Collection[int] = ()) -> dict[str, Any]:
     """An encoder-decoder's batch as its decoder's embedding sees it.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neft_plugins import _compat
 from neft_plugins.model import embeddings as finder
 from neft_plugins.model import recomputation
-from neft_plugins.model.batch import TOKENS, Batch, note
+from neft_plugins.model.batch import TOKENS, Batch, note, note_features
 from neft_plugins.model.passes import ForwardPass, ForwardPasses
 from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
@@ -72,17 +72,19 @@ class _Scope:
         """Note the batch, if no module around this one has."""
         passes = self.passes
         outer = passes.current
-        if not passes.attached or (outer is not None and TOKENS & outer.batch.keys()):
+        if not passes.attached or (outer is not None and outer.names_tokens):
             return
-        # By place, only tensors: TRL calls its wrapper with a model and a batch in their places.
-        named = zip(self.names, args, strict=False)
-        given = note({name: value for name, value in named if torch.is_tensor(value)} | kwargs)
-        batch = passes.extra | (dict(outer.batch) if outer else {}) | given
+        placed = dict(zip(self.names, args, strict=False))
+        # By place, only tensors: TRL calls its wrapper with a model and a batch in such places.
+        tensors = {name: value for name, value in placed.items() if isinstance(value, Tensor)}
+        given = note(tensors | kwargs)
+        features = {} if TOKENS & given.keys() else note_features(placed | kwargs)
         passes.current = ForwardPass(
             self,
-            batch,
+            passes.extra | (dict(outer.batch) if outer else {}) | given | features,
             passes.micro_batch,
             outer,
+            of_features=bool(features),
             calls=[0 for _ in passes.sites],
             noted=[[] for _ in passes.sites],
         )
@@ -101,7 +103,9 @@ class _Scope:
         if not torch.compiler.is_compiling():
             passes.keep(this, output)
         for number, site in enumerate(passes.sites):
-            if this.calls[number] == 0 and passes.is_on(site.embedding.module):
+            # Features may hold what was computed before, or be those of another encoder.
+            missed = this.calls[number] == 0 and not this.of_features
+            if missed and passes.is_on(site.embedding.module):
                 raise NoNoiseError(_no_noise(passes.model_name, site, this.batch))
             if this.outer is not None:  # a wrapper's pass has the noise of those within
                 this.outer.calls[number] += this.calls[number]
@@ -129,8 +133,8 @@ class EmbeddingHook:
         if passes.attached and _repeating():
             repeated = passes.repeated(self.number, ids)
             if repeated is not None:  # the same noise again, and nothing is counted
-                its_batch, draw = repeated
-                return None if draw is None else self.site.add(its_batch, ids, output, draw)[0]
+                batch, draw = repeated
+                return None if draw is None else self.site.add(batch, ids, output, draw)[0]
             if passes.is_on(module) and not recomputation.in_reentrant_checkpoint():
                 raise UnknownPassError(_unknown_pass(passes.model_name))
         if this is None:
@@ -142,7 +146,8 @@ class EmbeddingHook:
             passes.sums = passes.sums.to(sums.device) + sums
             passes.dtype = output.dtype
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            this.noted[self.number].append(NotedCall(self.time, ids, draw))
+            noted = this.noted[self.number]
+            noted.append(NotedCall(len(noted), self.time, ids, draw))
             # Here too: where this is not compiled, the hook that closes the pass may be.
             passes.keep(this, output if noisy is None else noisy)
         return noisy

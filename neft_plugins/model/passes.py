@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neft_plugins import _compat
 from neft_plugins.config import NEFTWarning
 from neft_plugins.model import recomputation
-from neft_plugins.model.batch import Batch
+from neft_plugins.model.batch import TOKENS, Batch
 from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise import meter
@@ -50,6 +50,7 @@ class ForwardPass:
         batch: What the model was given, and what it was not told.
         micro_batch: Whose pass it is.
         outer: The pass of a wrapper around that module, whose arguments name no tokens.
+        of_features: Whether its tokens are within an argument, and not one themselves.
         index: Number of the pass among the micro-batch's noisy ones; None before its first noise.
         calls: The calls of each site's embedding that the noise was on in.
         noted: Of each site, its calls as they may be repeated. Eager only.
@@ -59,9 +60,15 @@ class ForwardPass:
     batch: Batch
     micro_batch: MicroBatch
     outer: "ForwardPass | None"
+    of_features: bool = False
     index: Tensor | None = None
     calls: list[int] = field(default_factory=list)
     noted: list[list[NotedCall]] = field(default_factory=list)
+
+    @property
+    def names_tokens(self) -> bool:
+        """Whether its arguments do, so that modules within have nothing to add."""
+        return bool(TOKENS & self.batch.keys()) and not self.of_features
 
 
 class ForwardPasses:
@@ -155,8 +162,15 @@ class ForwardPasses:
         """The batch and the draw of the call that one in a backward pass repeats, if it does."""
         kept = [*self._kept, *([] if self._latest is None else [self._latest])]
         calls = {call: each for each in kept for call in each.noted[site]}
+        if self.current is not None:  # a whole pass is repeated: its first call by its first, ...
+            so_far = self.current.noted[site]
+            calls = {call: each for call, each in calls.items() if call.number == len(so_far)}
         call = recomputation.repeated_call(calls, ids)
-        return None if call is None else (calls[call].batch, call.draw)
+        if call is None:
+            return None
+        if self.current is not None:
+            self.current.noted[site].append(call)
+        return calls[call].batch, call.draw
 
     def tell_if_step_was_never_set(self) -> None:
         """For compiled graphs, in which the passes are counted and no more."""

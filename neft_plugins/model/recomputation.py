@@ -28,11 +28,13 @@ class NotedCall:
     """A call of an embedding with gradients, as it may be repeated.
 
     Attributes:
+        number: Which call of the embedding in its pass, the clean ones counted too.
         time: autograd's clock when it began.
         ids: The tokens it was given.
         draw: Its noise; None where it had none.
     """
 
+    number: int
     time: int
     ids: Tensor
     draw: Draw | None

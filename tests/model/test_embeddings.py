@@ -16,6 +16,8 @@ from peft import (
     TaskType,
     get_peft_model,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from recorder import Call, noised, recorded, snapshot
 from tiny_models import (
     PAD,
@@ -29,6 +31,7 @@ from tiny_models import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
@@ -401,6 +404,45 @@ def test_adapters_switched_off_are_a_clean_reference(method: str) -> None:
         check(noised(model, **batch), Side.of(batch["input_ids"]), scale=1.0)
 
 
+@pytest.mark.parametrize("method", PEFT)
+@pytest.mark.parametrize("by", ["the tuner", "its layers"])
+def test_layers_switched_off_are_a_clean_reference(method: str, by: str) -> None:
+    """PEFT's lower switches, by which some trainers make a reference of one model."""
+    model = peft_model(tiny_model("llama"), PEFT[method])
+    batch = padded_batch(model)
+
+    def switch(on: bool) -> None:
+        if by == "the tuner":
+            tuner = model.base_model
+            tuner.enable_adapter_layers() if on else tuner.disable_adapter_layers()
+            return
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                module.enable_adapters(on)
+
+    switch(False)  # which may leave attributes of PEFT's
+    switch(True)
+    with noise_on(model) as neft:
+        switch(False)
+        assert noised(model, **batch) == []
+        switch(True)
+        neft.set_step(1)
+        check(noised(model, **batch), Side.of(batch["input_ids"]), scale=1.0)
+
+
+def test_adapters_that_transformers_switches_off_are_a_clean_reference() -> None:
+    model = tiny_model("llama")
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], r=4))
+    model.train()
+    batch = padded_batch(model)
+    with noise_on(model) as neft:
+        model.disable_adapters()
+        assert noised(model, **batch) == []
+        model.enable_adapters()
+        neft.set_step(1)
+        check(noised(model, **batch), Side.of(batch["input_ids"]))
+
+
 @pytest.mark.parametrize("method", VIRTUAL)
 def test_prompts_switched_off_are_a_clean_reference(method: str) -> None:
     model = peft_model(tiny_model("llama"), VIRTUAL[method])
@@ -568,6 +610,58 @@ def test_an_embedding_of_whole_texts(named: bool) -> None:
         "The embedding '0' (EmbeddingBag) gives one vector for a whole text, so no token has one "
         "to which noise could be added. Train this model without noise."
     )
+
+
+# Tokens within an argument
+
+
+class Features(Pipeline):
+    """As a SentenceTransformer: its encoders are called by a method, past their hooks."""
+
+    def forward(self, features: dict[str, Tensor], number: int = 0) -> Any:
+        return self.steps[number]["model"].forward(**features)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_features_that_a_wrapper_is_given(side: str) -> None:
+    inner = tiny_model("bert", AutoModel)
+    batch = padded_batch(inner, side)
+    wrapper = Features(inner)
+    with noise_on(wrapper) as neft:
+        check(noised(wrapper, batch), Side.of(batch["input_ids"]))
+        neft.set_step(1)
+        check(noised(wrapper, features=batch), Side.of(batch["input_ids"]))
+
+
+def test_features_of_another_encoder() -> None:
+    wrapper = Features(*(tiny_model("bert", AutoModel) for _ in range(2)))
+    batch = padded_batch(wrapper.steps[0]["model"])
+    embedding = wrapper.steps[1]["model"].get_input_embeddings()
+    with noise_on(wrapper, embedding=embedding) as neft:
+        assert noised(wrapper, batch) == []
+        assert not neft.has_fired
+        check(noised(wrapper, batch, 1), Side.of(batch["input_ids"]))
+
+
+class Pairs(Pipeline):
+    def forward(self, query: dict[str, Tensor], document: dict[str, Tensor]) -> Any:
+        model = self.steps[0]["model"]
+        return model(**query), model(**document)
+
+
+def test_two_features_at_once() -> None:
+    """Each pass has what its own model is given; the mask is not that of its padding tokens."""
+    inner = tiny_model("bert", AutoModel)
+    query = padded_batch(inner)
+    document = {key: value.flip(0) for key, value in padded_batch(inner, "left").items()}
+    document["attention_mask"][1, -1] = 0
+    wrapper = Pairs(inner)
+    with noise_on(wrapper) as neft:
+        neft.set_step(0)
+        first, second = noised(wrapper, query, document)
+    check([first], Side.of(query["input_ids"]))
+    real = document["attention_mask"].bool()
+    check([second], Side(document["input_ids"], real, real.sum(1).tolist()))
 
 
 # Wrappers

@@ -218,6 +218,28 @@ def test_a_compiled_graph_that_is_run_again(repeat, backend):
 
 
 @pytest.mark.usefixtures("_compiled_anew")
+def test_each_call_of_a_compiled_graph_that_is_run_again():
+    """Two calls in a graph, and two graphs with nothing between them."""
+
+    class Pair(Net):
+        def forward(self, input_ids: Tensor, other_ids: Tensor) -> Tensor:
+            return self.block(input_ids) * self.block(other_ids)
+
+    ids = torch.arange(3, 12).view(1, 9)
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = Pair()
+        call = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        with attach_neft(model, NEFTConfig(alpha=5.0)) as neft:
+            neft.set_step(0)
+            first, second = (keep(call, ids, ids) for _ in range(2))
+            (first.sum() - 2 * second.sum()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    check(*gradients, exact=False)
+
+
+@pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("repeat", [False, True], ids=["other tokens", "same tokens"])
 def test_a_checkpoint_that_breaks_a_graph(repeat):
     """PyTorch takes no checkpoint into a graph whose forward pass has side effects, as hooks."""
@@ -269,7 +291,7 @@ def test_a_loss_that_forwards_in_its_backward_pass_is_refused(leaf):
     other, batch = batches(2)
     with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
         neft.set_step(0)
-        noisy = model(**other)  # which is not what is repeated
+        noisy = model(**(batch if leaf else other))  # which is not what is repeated
         with torch.no_grad():
             cached = model(**batch)
 

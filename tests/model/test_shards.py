@@ -123,6 +123,23 @@ def test_every_token_has_the_magnitude_of_its_whole_document(
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("shared", [False, True], ids=["of each row", "of all rows"])
+def test_positions_of_several_rows(layout, shared):
+    """As Axolotl's collator gives them, and as transformers makes them where it is given none."""
+    rows = [[2, 6, 4], [2, 6, 4]] if shared else [[5, 7], [2, 6, 4]]
+    positions = torch.tensor([[i for length in row for i in range(length)] for row in rows])
+    lengths = torch.tensor([[length for length in row for _ in range(length)] for row in rows])
+    arguments = {
+        "input_ids": torch.full((2, 12), 5),
+        "position_ids": positions[:1] if shared else positions,
+    }
+    config = NEFTConfig(alpha=ALPHA, distribution="rademacher")
+    noise = noise_over_ranks(arguments, LAYOUTS[layout](12, 3), 8, config)
+    wanted = (ALPHA / (3 * lengths * 8).sqrt()).unsqueeze(-1).expand(noise.shape)
+    torch.testing.assert_close(noise.abs(), wanted)
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_each_rank_draws_its_own_noise(layout):
     documents = [Document(64)] * 2
     arguments = padded(documents, extra=0).arguments
