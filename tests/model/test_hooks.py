@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
@@ -319,6 +320,20 @@ def test_noise_under_the_dtypes_resolution_is_told_once(batch):
         neft.set_step(1)
         model(**batch)
         neft.metrics()  # a second warning would be an error
+
+
+@pytest.mark.parametrize(("step", "told"), [(4, 1), (6, 0)])
+def test_the_small_noise_at_the_end_of_a_decay_is_not_told(batch, step, told):
+    model = Embedder(16, dtype=torch.bfloat16)
+    nn.init.normal_(model.embed.weight, std=200.0)
+    config = NEFTConfig(alpha=5.0, schedule="linear")
+    with attach_neft(model, config, total_steps=10) as neft:
+        neft.set_step(step)
+        model(**batch)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            neft.metrics()
+    assert ["rounded away" in str(each.message) for each in seen] == [True] * told
 
 
 @pytest.mark.parametrize("scale", ["absolute", "relative"])

@@ -188,6 +188,24 @@ def test_passes_of_a_wrapper_that_names_no_tokens_are_passes_of_their_own():
                 check_is(noise, drawn(step, 0, pass_index))
 
 
+def test_what_a_wrapper_is_told_holds_for_the_model_within():
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Embedder(D)
+
+        def forward(self, texts: Tensor, labels: Tensor) -> Tensor:
+            return self.inner(input_ids=texts)
+
+    model, labels = Labelled(), torch.full((2, 9), -100)
+    labels[:, 4:6] = 1
+    config = NEFTConfig(alpha=5.0, tokens="response")
+    with attach_neft(model, config, embedding="inner.embed") as neft:
+        neft.set_step(0)
+        noise = model(given()["input_ids"], labels)
+    assert torch.equal(noise.abs().amax(-1) > 0, labels != -100)
+
+
 def test_sums_are_over_all_passes():
     model = Embedder(D, zero=False)
     with attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher")) as neft:
@@ -218,6 +236,14 @@ def test_a_loop_that_never_sets_the_step_is_told_once():
         with attach_neft(model, NEFTConfig(alpha=5.0, schedule="linear"), total_steps=5):
             train(model, 4)
     assert len(told) == 1
+
+
+def test_two_passes_without_any_step_are_told():
+    model = Embedder(D)
+    with attach_neft(model, CONFIG):
+        model(**given())
+        with pytest.warns(NEFTWarning, match="`set_step` was never called"):
+            model(**given())
 
 
 def test_a_loop_that_sets_the_step_once_is_told():
