@@ -129,14 +129,16 @@ def test_positions_of_several_rows(layout, shared):
     rows = [[2, 6, 4], [2, 6, 4]] if shared else [[5, 7], [2, 6, 4]]
     positions = torch.tensor([[i for length in row for i in range(length)] for row in rows])
     lengths = torch.tensor([[length for length in row for _ in range(length)] for row in rows])
+    trained = torch.tensor([[i % 3 > 0 for i in range(12)], [i % 4 > 1 for i in range(12)]])
     arguments = {
         "input_ids": torch.full((2, 12), 5),
         "position_ids": positions[:1] if shared else positions,
+        "labels": torch.where(trained, 5, -100),
     }
-    config = NEFTConfig(alpha=ALPHA, distribution="rademacher")
+    config = NEFTConfig(alpha=ALPHA, distribution="rademacher", tokens="response")
     noise = noise_over_ranks(arguments, LAYOUTS[layout](12, 3), 8, config)
-    wanted = (ALPHA / (3 * lengths * 8).sqrt()).unsqueeze(-1).expand(noise.shape)
-    torch.testing.assert_close(noise.abs(), wanted)
+    size = torch.where(trained, ALPHA / (3 * lengths * 8).sqrt(), 0.0)
+    torch.testing.assert_close(noise.abs(), size.unsqueeze(-1).expand(noise.shape))
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
