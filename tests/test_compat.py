@@ -1,0 +1,152 @@
+"""Private names of hosts: each is still there, and still says what we read in it."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import tiny_llama
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from plain_trainer import make_trainer
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.checkpoint import checkpoint
+from transformers import Trainer
+from transformers.integrations.neftune import activate_neftune
+
+from neft_plugins import _compat
+
+LORA = LoraConfig(target_modules=["q_proj"])
+PROMPTS = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+
+
+def test_torch_keeps_the_module_that_it_compiles():
+    model = nn.Linear(2, 2)
+    assert _compat.inside_compiled(torch.compile(model)) is model
+    assert _compat.inside_compiled(model) is model
+
+
+def test_torch_keeps_the_hooks_of_a_module():
+    model = nn.Linear(2, 2)
+    model.register_forward_hook(print)
+    assert list(_compat.forward_hooks(model)) == [print]
+
+
+def test_transformers_hook_is_known():
+    model = tiny_llama()
+    activate_neftune(model, 5.0)
+    hooks = list(_compat.forward_hooks(model.get_input_embeddings()))
+    assert [_compat.is_builtin_noise(hook) for hook in hooks] == [True]
+    assert not _compat.is_builtin_noise(print)
+
+
+def are_off(model: Any) -> list[bool]:
+    return [getattr(module, name) for module, name in _compat.adapter_switches(model)]
+
+
+@pytest.mark.parametrize("config", [LORA, PROMPTS])
+def test_a_peft_model_notes_that_its_adapters_are_off(config):
+    model = get_peft_model(tiny_llama(), config)
+    with model.disable_adapter():
+        off = are_off(model)
+    assert all(off)
+    assert not any(are_off(model))
+    assert len(off) == (2 if config is LORA else 1)  # the model, and a layer for all of them
+
+
+def test_a_layer_of_peft_notes_that_it_is_off():
+    model = get_peft_model(tiny_llama(), LORA)
+    model.base_model.disable_adapter_layers()
+    assert are_off(model) == [False, True]
+    model.base_model.enable_adapter_layers()
+    assert are_off(model) == [False, False]
+
+
+def in_backward(read: Callable[[], Any], checkpointing: bool | None = None) -> Any:
+    """What is read as the backward pass comes to a node, or repeats a checkpoint's function."""
+    found: list[Any] = []
+
+    def double(x: Tensor) -> Tensor:
+        if checkpointing is not None:
+            found.append(read())
+        return 2 * x
+
+    x = torch.ones((), requires_grad=True)
+    if checkpointing is None:
+        y = double(x)
+        y.register_hook(lambda gradient: found.append(read()))
+    else:
+        y = checkpoint(double, x, use_reentrant=checkpointing)
+    y.backward()
+    return found[-1]
+
+
+def test_a_backward_pass_is_known_from_within():
+    assert in_backward(_compat.in_backward_pass)
+    assert not _compat.in_backward_pass()
+
+
+def test_autograd_numbers_its_nodes_by_its_clock():
+    x = torch.ones((), requires_grad=True)
+    before = _compat.autograd_clock()
+    first, second = 2 * x, 3 * x
+    assert _compat.autograd_clock() == before + 2
+    times = []
+    for each in (second, first):
+        each.register_hook(lambda gradient: times.append(_compat.node_time()))
+        each.backward()
+    assert times == [before + 1, before]
+    assert _compat.node_time() == -1
+
+
+def test_a_leaf_of_autograds_graph_has_no_time():
+    x, times = torch.ones((), requires_grad=True), []
+    x.register_hook(lambda gradient: times.append(_compat.node_time()))
+    (2 * x).backward()
+    assert times == [-1]
+
+
+def test_a_reentrant_checkpoint_is_known_from_within():
+    assert in_backward(_compat.in_reentrant_checkpoint, checkpointing=True)
+    assert not in_backward(_compat.in_reentrant_checkpoint, checkpointing=False)
+    assert not in_backward(_compat.in_reentrant_checkpoint)
+    assert not _compat.in_reentrant_checkpoint()
+
+
+def test_deepspeed_tells_the_ranks_that_share_rows(monkeypatch):
+    groups = pytest.importorskip("deepspeed.utils.groups")
+    mesh = SimpleNamespace(get_sequence_parallel_group=lambda: "the ranks")
+    monkeypatch.setattr(groups, "mpu", mesh)
+    assert _compat.sequence_parallel_group() == "the ranks"
+
+
+def test_torch_puts_the_parts_of_a_row_together():
+    """On one rank; on several, in distributed/test_context_parallel.py."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        part = torch.arange(8).view(2, 4)
+        assert torch.equal(_compat.unshard(init_device_mesh("cpu", (1,)), part), part)
+    finally:
+        dist.destroy_process_group()
+
+
+class Waiting(_compat.WaitsForEveryRank, Trainer):
+    """As NEFTSFTTrainer is one."""
+
+
+def test_a_trainer_waits_for_every_rank_before_a_checkpoint_counts_as_complete(
+    tmp_path, monkeypatch
+):
+    trainer = make_trainer(tmp_path, cls=Waiting, save_strategy="steps", save_steps=2)
+    seen: list[set[str]] = []
+
+    def note() -> None:
+        checkpoints = sorted(tmp_path.glob("checkpoint-*"))
+        seen.append({path.name for path in checkpoints[-1].iterdir()} if checkpoints else set())
+
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", note)
+    trainer.train()
+    waited = [files for files in seen if "rng_state.pth" in files]
+    assert [("trainer_state.json" in files) for files in waited] == [False, False]
