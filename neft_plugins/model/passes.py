@@ -222,4 +222,6 @@ def _nodes(output: Any) -> Iterator[Any]:
 
 
 def _device_of(sites: list[NoiseSite]) -> torch.device | None:
-    return next((p.device for site in sites for p in site.embedding.module.parameters()), None)
+    """Where the sums begin; weights that are not there yet (meta) do not say."""
+    weights = (weight for site in sites for weight in site.embedding.module.parameters())
+    return next((weight.device for weight in weights if not weight.is_meta), None)

@@ -112,6 +112,6 @@ def _past_or_next(
 
 @_past_or_next.register_fake
 def _(
-    alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
+    alpha: Tensor, seed: Tensor, pass_index: Tensor, *where: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(alpha), torch.empty_like(seed), torch.empty_like(pass_index)

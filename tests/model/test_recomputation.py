@@ -11,7 +11,7 @@ from reference import Document, Embedder, padded
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from neft_plugins import NEFTConfig, attach_neft
+from neft_plugins import NEFTConfig, NEFTHandle, attach_neft
 from neft_plugins.model.hooks import UnknownPassError
 
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", tokens="response", seed=3)
@@ -101,6 +101,22 @@ def check(found: list[Tensor], wanted: list[Tensor], exact: bool = True) -> None
         torch.testing.assert_close(one, other, **tolerance)
 
 
+def check_alike(
+    run: Callable[[nn.Module, Call, NEFTHandle], None],
+    calls: tuple[Call, ...] = (plainly, whole),
+    kind: type[nn.Module] = Net,
+) -> None:
+    """A run has the same gradients whichever way the model is called."""
+    gradients = []
+    for call in calls:
+        torch.manual_seed(0)
+        model = kind()
+        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
+            run(model, call, neft)
+        gradients.append([p.grad for p in model.parameters()])
+    check(*gradients)
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("repeat", [False, True], ids=["other tokens", "same tokens"])
 @pytest.mark.parametrize("together", [1, 2, 4])
@@ -125,35 +141,28 @@ def test_what_the_model_was_not_told_is_that_of_its_own_pass():
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             return self.block(input_ids)
 
-    gradients = []
-    for call in (plainly, whole):
-        torch.manual_seed(0)
-        model = Unlabelled()
-        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
-            losses = []
-            for micro_step, batch in enumerate(batches(3)):
-                neft.set_step(1, micro_step)
-                neft.set_batch(labels=batch.pop("labels"))
-                losses.append(call(model, batch).square().mean())
-            sum(losses).backward()
-        gradients.append([p.grad for p in model.parameters()])
-    check(*gradients)
+    def run(model: nn.Module, call: Call, neft: NEFTHandle) -> None:
+        losses = []
+        for micro_step, batch in enumerate(batches(3)):
+            neft.set_step(1, micro_step)
+            neft.set_batch(labels=batch.pop("labels"))
+            losses.append(call(model, batch).square().mean())
+        sum(losses).backward()
+
+    check_alike(run, kind=Unlabelled)
 
 
 def test_a_repeated_pass_is_repeated_again():
     """retain_graph, and two backward passes in the order of the forward passes."""
-    gradients = []
-    for call in (plainly, whole):
-        torch.manual_seed(0)
-        model = Net()
-        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
-            neft.set_step(0)
-            losses = [call(model, batch).sum() for batch in batches(3)]
-            neft.set_step(1)
-            for loss in (*losses, losses[0]):
-                loss.backward(retain_graph=True)
-        gradients.append([p.grad for p in model.parameters()])
-    check(*gradients)
+
+    def run(model: nn.Module, call: Call, neft: NEFTHandle) -> None:
+        neft.set_step(0)
+        losses = [call(model, batch).sum() for batch in batches(3)]
+        neft.set_step(1)
+        for loss in (*losses, losses[0]):
+            loss.backward(retain_graph=True)
+
+    check_alike(run)
 
 
 def test_repeated_passes_are_not_counted():
@@ -187,13 +196,6 @@ def test_a_pass_is_forgotten_with_its_graph():
         assert labels[-1]() is None
 
 
-@pytest.fixture
-def _compiled_anew():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def as_wide(call: Call) -> Call:
     """Every batch padded to the same width, for one graph."""
 
@@ -206,7 +208,7 @@ def as_wide(call: Call) -> Call:
     return padded_call
 
 
-@pytest.mark.usefixtures("_compiled_anew")
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("repeat", [False, True], ids=["other tokens", "same tokens"])
 def test_a_compiled_graph_that_is_run_again(repeat, backend):
@@ -217,7 +219,7 @@ def test_a_compiled_graph_that_is_run_again(repeat, backend):
     check(found, expected(as_wide(plainly), together=2, repeat=repeat), exact=False)
 
 
-@pytest.mark.usefixtures("_compiled_anew")
+@pytest.mark.usefixtures("compiled_anew")
 def test_each_call_of_a_compiled_graph_that_is_run_again():
     """Two calls in a graph, and two graphs with nothing between them."""
 
@@ -227,19 +229,25 @@ def test_each_call_of_a_compiled_graph_that_is_run_again():
 
     ids = torch.arange(3, 12).view(1, 9)
     gradients = []
-    for compiled in (False, True):
+    for how in ("plain", "repeated", "compiled"):
         torch.manual_seed(0)
         model = Pair()
-        call = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        call = torch.compile(model, backend="aot_eager", fullgraph=True)
         with attach_neft(model, NEFTConfig(alpha=5.0)) as neft:
             neft.set_step(0)
-            first, second = (keep(call, ids, ids) for _ in range(2))
+            forward = {
+                "plain": model,
+                "repeated": partial(keep, model),
+                "compiled": partial(keep, call),
+            }[how]
+            first, second = (forward(ids, ids) for _ in range(2))
             (first.sum() - 2 * second.sum()).backward()
         gradients.append([p.grad for p in model.parameters()])
-    check(*gradients, exact=False)
+    for found in gradients[1:]:
+        check(found, gradients[0], exact=False)
 
 
-@pytest.mark.usefixtures("_compiled_anew")
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("repeat", [False, True], ids=["other tokens", "same tokens"])
 def test_a_checkpoint_that_breaks_a_graph(repeat):
     """PyTorch takes no checkpoint into a graph whose forward pass has side effects, as hooks."""
@@ -258,18 +266,14 @@ def test_a_reentrant_checkpoint_of_model_and_loss_has_the_gradients_of_the_noise
         start = torch.zeros((), requires_grad=True)
         return checkpoint(lambda x: model(**batch).mean() + x, start, use_reentrant=True)
 
-    gradients = []
-    for call in (plainly, reentrant):
-        torch.manual_seed(0)
-        model = Net()
+    def run(model: nn.Module, call: Call, neft: NEFTHandle) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
-            for step in range(STEPS):
-                neft.set_step(step)
-                call(model, batches(1)[0]).mean().backward()
-                optimizer.step()
-        gradients.append([p.grad for p in model.parameters()])
-    check(*gradients)
+        for step in range(STEPS):
+            neft.set_step(step)
+            call(model, batches(1)[0]).mean().backward()
+            optimizer.step()
+
+    check_alike(run, (plainly, reentrant))
 
 
 def test_a_reentrant_layer_in_a_whole_model_that_is_repeated():
@@ -309,16 +313,12 @@ def test_a_loss_that_forwards_in_its_backward_pass_is_refused(leaf):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_pass_is_repeated_as_it_was_where_the_mode_has_changed_since(training):
-    gradients = []
-    for call in (plainly, whole):
-        torch.manual_seed(0)
-        model = Net()
-        with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
-            neft.set_step(0)
-            call(model, batches(2)[1])
-            model.train(training)
-            loss = call(model, batches(1)[0]).sum()
-            model.train(not training)
-            loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
-    check(*gradients)
+    def run(model: nn.Module, call: Call, neft: NEFTHandle) -> None:
+        neft.set_step(0)
+        call(model, batches(2)[1])
+        model.train(training)
+        loss = call(model, batches(1)[0]).sum()
+        model.train(not training)
+        loss.backward()
+
+    check_alike(run)
