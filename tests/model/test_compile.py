@@ -8,16 +8,9 @@ from reference import ENCODINGS, Document, Embedder
 from neft_plugins import NEFTConfig, attach_neft
 from neft_plugins.model.hooks import NoNoiseError
 
+pytestmark = pytest.mark.usefixtures("no_recompilation")
 DOCUMENTS = [Document(7, 3), Document(4, 2)]
 DECAY = {"alpha": 5.0, "schedule": "cosine", "warmup_steps": 2, "alpha_end": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def _no_recompilation():
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch.compiler.reset()
 
 
 def losses(model, step_model, batch, config, steps=5) -> list[float]:

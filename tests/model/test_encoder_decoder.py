@@ -1,10 +1,10 @@
 """Noise at two embeddings of one model: encoder and decoder."""
 
-import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from recorder import recorded
 from reference import PAD
 from tiny_models import tiny_model
 from torch import Tensor, nn
@@ -140,7 +140,6 @@ def test_t5_with_label_smoothing(tmp_path, smoothing):
             table = torch.tensor(ids)
             return {"input_ids": table, "attention_mask": (table != PAD).long()}
 
-    seen: list[tuple[Tensor, Tensor]] = []
     trainer = Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(
@@ -159,19 +158,12 @@ def test_t5_with_label_smoothing(tmp_path, smoothing):
         data_collator=DataCollatorForSeq2Seq(Pads(), model=model),
         callbacks=[NEFTCallback(CONFIG, decoder=True)],
     )
-    embedding = model.get_decoder().embed_tokens
-    clean = embedding.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
-    final = model.get_decoder().dropout.register_forward_pre_hook(
-        lambda _, args: seen.append((args[0], args[0]))
-    )
-    trainer.train()
-    clean.remove()
-    final.remove()
-    firsts = [pair for pair in itertools.pairwise(seen) if pair[0][0].ndim == 2]
-    assert len(firsts) == 4
-    for (ids, lookup), (_, noisy) in firsts:
-        lengths = [1 + int((row[1:] != PAD).sum()) for row in ids]
+    with recorded(model, [model.get_decoder().embed_tokens]) as calls:
+        trainer.train()
+    assert len(calls) == 4
+    for call in calls:
+        lengths = [1 + int((row[1:] != PAD).sum()) for row in call.ids]
         assert len(set(lengths)) == 2
-        check_decoder((noisy - lookup).detach(), lengths)
+        check_decoder(call.noise, lengths)
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert all(log["neft/noised_tokens"] == 1.0 for log in logs)

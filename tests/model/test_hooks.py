@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from helpers import tiny_llama
+from recorder import Call, check_sizes, count_hooks, recorded, snapshot
 from reference import Document, Embedder, padded
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
@@ -21,6 +22,7 @@ from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise.tokens import MissingLabelsError
 
 CONFIG = NEFTConfig(alpha=5.0)
+EXACT = NEFTConfig(alpha=5.0, distribution="rademacher")
 
 
 @pytest.fixture
@@ -33,18 +35,15 @@ def batch() -> dict[str, torch.Tensor]:
     return padded([Document(7, 3), Document(4, 2)]).arguments
 
 
-def traces(model: nn.Module) -> list:
-    """Everything noise could leave behind."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
-    more = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
-    return [
-        (name, sorted(vars(module)), [len(getattr(module, h)) for h in hooks + more])
-        for name, module in model.named_modules()
-    ]
+def call_of(model: nn.Module, batch: dict[str, torch.Tensor], **kwargs: torch.Tensor) -> Call:
+    """What the embedding was given and gave in one pass."""
+    with recorded(model) as calls:
+        model(**batch, **kwargs)
+    return calls[0]
 
 
 def test_every_way_out_leaves_no_trace(model, batch):
-    before, state = traces(model), copy.deepcopy(model.state_dict())
+    before, state = snapshot(model), copy.deepcopy(model.state_dict())
 
     def normal(neft):
         pass
@@ -61,13 +60,13 @@ def test_every_way_out_leaves_no_trace(model, batch):
     for ending in (normal, error, interrupt, inside_forward):
         try:
             with attach_neft(model, CONFIG) as neft:
-                assert traces(model) != before
+                assert snapshot(model) != before
                 assert model.state_dict().keys() == state.keys()
                 model(**batch)
                 ending(neft)
         except (ValueError, KeyboardInterrupt, IndexError):
             pass
-        assert traces(model) == before, ending.__name__
+        assert snapshot(model) == before, ending.__name__
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
 
 
@@ -81,32 +80,12 @@ def test_remove_twice_is_fine_and_attaching_again_works(model, batch):
 
 
 def test_noise_goes_on_after_an_error_inside_a_forward_pass(model, batch):
-    with torch.no_grad():
-        clean = model.model.embed_tokens(batch["input_ids"])
-    with attach_neft(model, CONFIG) as neft:
+    with attach_neft(model, EXACT) as neft:
         with pytest.raises(IndexError):
             model(input_ids=torch.tensor([[10**6]]))
         neft.set_step(1)
-        seen = hidden_states(model, batch)
         # Scaled by this batch's mask, not by a stale one.
-        padding = batch["attention_mask"] == 0
-        assert torch.equal(seen[padding], clean[padding])
-        assert not torch.equal(seen[~padding], clean[~padding])
-
-
-def hidden_states(model, batch, **kwargs) -> torch.Tensor:
-    """What the first decoder layer is given."""
-    seen = []
-    layer = model.get_decoder().layers[0]
-    hook = layer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
-        with_kwargs=True,
-    )
-    try:
-        model(**batch, **kwargs)
-    finally:
-        hook.remove()
-    return seen[0].detach()
+        check_sizes(call_of(model, batch), batch["attention_mask"] == 1, 5.0)
 
 
 def test_attaching_twice_is_an_error(model):
@@ -122,28 +101,26 @@ def test_the_built_in_hook_is_an_error_that_names_the_key(model):
 
 
 def test_off_in_eval_mode_and_without_gradients(model, batch):
-    clean = hidden_states(model, batch)
     with attach_neft(model, CONFIG):
-        assert not torch.equal(hidden_states(model, batch), clean)
+        assert call_of(model, batch).noisy
         with torch.no_grad():
-            assert torch.equal(hidden_states(model, batch), clean)
+            assert not call_of(model, batch).noisy
             neft = attached_handle(model)
             assert neft is not None
             assert neft.has_fired
         with torch.inference_mode():
-            assert torch.equal(hidden_states(model, batch), clean)
+            assert not call_of(model, batch).noisy
         model.generate(batch["input_ids"][:1, :7], max_new_tokens=2)
         model.eval()
-        assert torch.equal(hidden_states(model, batch), clean)
+        assert not call_of(model, batch).noisy
         model.generate(batch["input_ids"][:1, :7], max_new_tokens=2)
 
 
 def test_an_alpha_of_zero_costs_nothing(model, batch, monkeypatch):
-    clean = hidden_states(model, batch)
     config = NEFTConfig(alpha=5.0, warmup_steps=2, tokens="response")
     with attach_neft(model, config) as neft:
         monkeypatch.setattr(NoiseSite, "add", None)  # would fail if it were called
-        assert torch.equal(hidden_states(model, batch), clean)
+        assert not call_of(model, batch).noisy
         assert neft.metrics() == {"neft/alpha": 0.0}
 
 
@@ -176,16 +153,11 @@ def test_a_call_of_an_inner_model_sees_its_own_batch(model, batch):
     # Liger's losses and some reward models call the decoder, not the model around it.
     decoder_batch = {k: batch[k] for k in ("input_ids", "attention_mask")}
     with attach_neft(model, CONFIG) as neft:
-        whole = hidden_states(model, batch)
+        whole = call_of(model, batch)
         neft.set_step(0)
-        inner = {}
-        layer = model.model.layers[0]
-        hook = layer.register_forward_pre_hook(
-            lambda module, args, kwargs: inner.update(seen=args[0]), with_kwargs=True
-        )
-        model.model(**decoder_batch)
-        hook.remove()
-    assert torch.equal(inner["seen"], whole)
+        inner = call_of(model.model, decoder_batch)
+    assert whole.noisy
+    assert torch.equal(inner.output, whole.output)
 
 
 class Wrapper(nn.Module):
@@ -209,7 +181,7 @@ def test_a_wrapper_that_takes_the_whole_batch(model, batch):
         assert neft.metrics()["neft/noised_tokens"] == pytest.approx(6 / 11)
         with torch.no_grad():
             wrapper(batch)
-    assert all(sum(hooks) == 0 for _, _, hooks in traces(wrapper))
+    assert count_hooks(wrapper) == 0
 
 
 def test_a_module_that_takes_no_token_ids_is_refused(model, batch):
@@ -259,10 +231,10 @@ def test_labels_out_of_reach_are_an_error(model, batch, tokens):
 def test_set_batch_brings_labels_into_reach(model, batch):
     labels = batch.pop("labels")
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
-        with_labels = hidden_states(model, batch, labels=labels)
+        with_labels = call_of(model, batch, labels=labels)
         neft.set_step(0)
         neft.set_batch(labels=labels)
-        assert torch.equal(hidden_states(model, batch), with_labels)
+        assert torch.equal(call_of(model, batch).output, with_labels.output)
         neft.set_batch()
         with pytest.raises(MissingLabelsError):
             model(**batch)
@@ -272,10 +244,10 @@ def test_shifted_labels_are_shifted_back(model, batch):
     labels = batch.pop("labels")
     shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
-        expected = hidden_states(model, batch, labels=labels)
+        expected = call_of(model, batch, labels=labels)
         neft.set_step(0)
         neft.set_batch(shift_labels=shifted)
-        assert torch.equal(hidden_states(model, batch), expected)
+        assert torch.equal(call_of(model, batch).output, expected.output)
 
 
 def test_labels_of_another_shape_are_an_error(batch):
@@ -288,15 +260,14 @@ def test_labels_of_another_shape_are_an_error(batch):
 
 def test_metrics_are_those_of_the_equation(model, batch):
     config = NEFTConfig(alpha=5.0, distribution="rademacher", tokens="response")
-    clean = model.get_input_embeddings()(batch["input_ids"]).detach()
     response = batch["labels"] != -100
     with attach_neft(model, config) as neft:
-        seen = hidden_states(model, batch)
+        seen = call_of(model, batch)
         metrics = neft.metrics()
-        noise = (seen - clean)[response]
+        noise = seen.noise[response]
         assert metrics["neft/alpha"] == 5.0
         assert metrics["neft/noise_rms"] == pytest.approx(noise.square().mean().sqrt().item())
-        signal = clean[response].square().mean().sqrt().item()
+        signal = seen.clean[response].square().mean().sqrt().item()
         assert metrics["neft/noise_to_signal"] == pytest.approx(
             metrics["neft/noise_rms"] / signal, rel=1e-5
         )
@@ -401,10 +372,10 @@ def test_half_a_place_among_ranks_is_an_error(model):
     ],
 )
 def test_a_wrong_argument_leaves_no_hook(model, arguments, message):
-    before = traces(model)
+    before = snapshot(model)
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         attach_neft(model, **{"config": CONFIG} | arguments)
-    assert traces(model) == before
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize("alpha", [None, float("nan"), float("inf"), -1.0])
@@ -412,14 +383,14 @@ def test_a_schedule_that_gives_no_strength_is_an_error_and_leaves_no_hook(
     model, monkeypatch, alpha
 ):
     monkeypatch.setattr(NEFTConfig, "build_schedule", lambda self, steps: lambda step: alpha)
-    before = traces(model)
+    before = snapshot(model)
     with pytest.raises(ValueError, match=r"The schedule 'constant' gave alpha .* at step 0"):
         attach_neft(model, CONFIG)
-    assert traces(model) == before
+    assert snapshot(model) == before
 
 
 def test_noise_goes_on_after_ctrl_c_inside_a_forward_pass(model, batch):
-    neft = attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher"))
+    neft = attach_neft(model, EXACT)
 
     def interrupt(module, args):
         raise KeyboardInterrupt
@@ -430,11 +401,7 @@ def test_noise_goes_on_after_ctrl_c_inside_a_forward_pass(model, batch):
     hook.remove()
     neft.set_step(1)
     other = padded([Document(3), Document(2)], extra=0).arguments
-    with torch.no_grad():
-        clean = model.model.embed_tokens(other["input_ids"])
-    noise = hidden_states(model, other) - clean
-    expected = 5.0 / (3 * 3 * 32) ** 0.5
-    torch.testing.assert_close(noise[0].abs(), torch.full_like(noise[0], expected))
+    check_sizes(call_of(model, other), other["attention_mask"] == 1, 5.0)
     neft.remove()
 
 

@@ -265,15 +265,7 @@ def test_a_loop_that_sets_every_step_is_not_told(passes):
 # Compiled
 
 
-@pytest.fixture
-def _no_recompilation():
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch.compiler.reset()
-
-
-@pytest.mark.usefixtures("_no_recompilation")
+@pytest.mark.usefixtures("no_recompilation")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_second_pass_of_a_compiled_graph_draws_anew(backend):
     model = Embedder(D)
@@ -290,7 +282,7 @@ def test_a_second_pass_of_a_compiled_graph_draws_anew(backend):
             )
 
 
-@pytest.mark.usefixtures("_no_recompilation")
+@pytest.mark.usefixtures("no_recompilation")
 def test_each_call_of_a_compiled_graph_has_its_own_noise():
     model = Pair()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -304,7 +296,7 @@ def test_each_call_of_a_compiled_graph_has_its_own_noise():
             assert abs(correlation(*noises)) < 0.15
 
 
-@pytest.mark.usefixtures("_no_recompilation")
+@pytest.mark.usefixtures("no_recompilation")
 def test_a_compiled_loop_that_never_sets_the_step_is_told():
     model = Embedder(D, zero=False)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -6,9 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recorder import Call as Pass  # noqa: F401 - until all tests import it from there
-from recorder import count_hooks  # noqa: F401
-from recorder import recorded as recorded_passes  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM
 
 REPO = Path(__file__).resolve().parents[2]
