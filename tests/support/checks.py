@@ -4,7 +4,7 @@ import itertools
 import math
 
 import torch
-from recorder import agreement
+from recorder import are_two_draws
 from training import FIRST_TOKEN, HIDDEN, LENGTHS, PROMPT
 
 ALPHA = 5.0
@@ -61,4 +61,4 @@ def check_replicas_differ(ranks: list[dict]) -> None:
     for passes in zip(*(rank["passes"] for rank in ranks), strict=True):
         for one, other in itertools.combinations(passes, 2):
             assert not torch.equal(one.ids, other.ids)
-            assert abs(agreement(one, other)) < 0.16
+            assert are_two_draws(one, other)

@@ -136,16 +136,23 @@ def check_sizes(call: Call, real: Tensor, alpha: float, atol: float = 1e-6) -> N
     torch.testing.assert_close(call.noise.float().abs(), expected, rtol=1e-3, atol=atol)
 
 
-def agreement(one: Call, other: Call) -> float:
-    """Mean product of the signs of two noises, where both are: 1 for one draw, near 0 for two.
+def is_one_draw(one: Call, other: Call) -> bool:
+    """Whether two noises have the same signs, wherever both are."""
+    return bool((_product_of_signs(one, other) > 0).all())
 
-    Two draws are within 0.16 of 0, which is 5 standard deviations of 1000 coordinates.
-    """
+
+def are_two_draws(one: Call, other: Call) -> bool:
+    """Whether the signs of two noises have nothing to do with each other, by 5 sigma."""
+    product = _product_of_signs(one, other)
+    return abs(float(product.mean())) < 5 / len(product) ** 0.5
+
+
+def _product_of_signs(one: Call, other: Call) -> Tensor:
     rows, width = (min(sizes) for sizes in zip(one.ids.shape, other.ids.shape, strict=True))
     product = (one.noise[:rows, :width] * other.noise[:rows, :width]).sign()
     product = product[product != 0].float()
-    assert len(product) > 1000
-    return float(product.mean())
+    assert len(product) >= 100, "too few coordinates to tell"
+    return product
 
 
 def to_save(calls: Iterable[Call]) -> list[Call]:

@@ -9,7 +9,7 @@ from helpers import MODEL
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from plain_trainer import InterruptAt, Logs
-from recorder import agreement, hooks_of, recorded
+from recorder import are_two_draws, hooks_of, is_one_draw, recorded
 from sft_trainer import arguments, check_noise, make_trainer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, TrlParser
@@ -97,8 +97,8 @@ def test_the_noise_has_a_seed_of_its_own_and_without_one_the_trainers(tmp_path):
         return passes[0]
 
     trainers = draw(seed=7)
-    assert agreement(trainers, draw(seed=3, neft_seed=7)) == 1
-    assert abs(agreement(trainers, draw(seed=7, neft_seed=3))) < 0.16
+    assert is_one_draw(trainers, draw(seed=3, neft_seed=7))
+    assert are_two_draws(trainers, draw(seed=7, neft_seed=3))
 
 
 class CallsWithoutLabels(TrainerCallback):
