@@ -184,8 +184,9 @@ class NEFTHandle:
         """
         self._passes.tell_if_step_was_never_set()
         logs = {"neft/alpha": self.alpha}
-        stats = meter.summarise(self._passes.take_sums())
-        if stats is not None:
+        sums = self._passes.take_sums()
+        if sums is not None:
+            stats = meter.summarise(sums)
             self._tell_if_nothing_was_noised(stats)
             self._tell_if_rounded_away(stats)
             self._tell_if_stronger_than_the_signal(stats)

@@ -143,7 +143,7 @@ class EmbeddingHook:
         noisy = None
         if draw is not None:
             noisy, sums = self.site.add(this.batch, ids, output, draw)
-            passes.sums = passes.sums.to(sums.device) + sums
+            passes.add_sums(sums)
             passes.dtype = output.dtype
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():
             noted = this.noted[self.number]

@@ -99,6 +99,7 @@ class ForwardPasses:
         self.has_fired = self.ran_in_eval_mode = False
         self.dtype = torch.float32
         self.sums = meter.no_sums(_device_of(sites))
+        self._has_sums = False
         self.current: ForwardPass | None = None
         self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
         self._latest: ForwardPass | None = None
@@ -136,10 +137,16 @@ class ForwardPasses:
             return False
         return not any(getattr(owner, attribute) for owner, attribute in self._switches)
 
-    def take_sums(self) -> Tensor:
-        """The sums since the last call."""
-        sums, self.sums = self.sums, torch.zeros_like(self.sums)
-        return sums
+    def add_sums(self, sums: Tensor) -> None:
+        """Add those of a call."""
+        self.sums = self.sums.to(sums.device) + sums
+        self._has_sums = True
+
+    def take_sums(self) -> Tensor | None:
+        """The sums since the last call of this; None where there were none."""
+        taken = self.sums if self._has_sums else None
+        self.sums, self._has_sums = torch.zeros_like(self.sums), False
+        return taken
 
     def number(self) -> Tensor:
         """The number of the next noisy pass of this micro-batch."""

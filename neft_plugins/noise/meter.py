@@ -47,18 +47,16 @@ def measure(noise: Tensor, token_norms: Tensor, noised: Tensor, real: Tensor) ->
     )
 
 
-def summarise(sums: Tensor) -> NoiseStats | None:
+def summarise(sums: Tensor) -> NoiseStats:
     """The stats of summed-up forward passes. Waits for the device.
 
     Args:
         sums: (5,) from ``measure``, added up.
 
     Returns:
-        The stats, 0 where no token was noised; None where there was no real token.
+        The stats; 0 where no token was noised.
     """
     noise, signal, coordinates, tokens, real = sums.tolist()
-    if real == 0:
-        return None
     if tokens == 0:
         return NoiseStats(0.0, 0.0, 0.0)
     return NoiseStats(

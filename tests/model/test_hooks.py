@@ -280,6 +280,14 @@ def test_metrics_are_those_of_the_equation(model, batch):
         assert neft.metrics()["neft/noised_tokens"] == pytest.approx(6 / 11)
 
 
+@pytest.mark.filterwarnings("ignore:No token got noise")
+def test_metrics_of_a_batch_of_padding(batch):
+    model = Embedder(8)
+    with attach_neft(model, CONFIG) as neft:
+        model(batch["input_ids"], attention_mask=torch.zeros_like(batch["attention_mask"]))
+        assert neft.metrics()["neft/noised_tokens"] == 0
+
+
 def test_noise_under_the_dtypes_resolution_is_told_once(batch):
     model = Embedder(16, dtype=torch.bfloat16)
     nn.init.normal_(model.embed.weight, std=100.0)
