@@ -45,6 +45,11 @@ def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
     return switches + list(layers)[:1]
 
 
+def versions(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """How often each tensor was written to; torch counts it for autograd, and tells no one."""
+    return [tensor._version for tensor in tensors]
+
+
 def in_backward_pass() -> bool:
     """Whether this thread is in a backward pass."""
     return torch._C._current_graph_task_id() != -1

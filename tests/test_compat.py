@@ -34,6 +34,16 @@ def test_torch_keeps_the_hooks_of_a_module():
     assert list(_compat.forward_hooks(model)) == [print]
 
 
+def test_torch_counts_what_is_written_to_a_tensor():
+    weight = nn.Parameter(torch.ones(2))
+    before = _compat.versions([weight])
+    torch.optim.SGD([weight], lr=1.0).step()
+    assert _compat.versions([weight]) == before  # without a gradient, nothing is written
+    weight.grad = torch.ones(2)
+    torch.optim.SGD([weight], lr=1.0).step()
+    assert _compat.versions([weight]) != before
+
+
 def test_transformers_hook_is_known():
     model = tiny_llama()
     activate_neftune(model, 5.0)

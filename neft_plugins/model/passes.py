@@ -188,7 +188,7 @@ class ForwardPasses:
         """A further pass is of the same micro-batch, unless the weights have changed since."""
         if self._told:
             return
-        versions = [parameter._version for parameter in self._trained]
+        versions = _compat.versions(self._trained)
         if first:
             self._versions = versions
         elif not self._is_begun or versions != self._versions:
