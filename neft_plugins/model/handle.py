@@ -155,8 +155,8 @@ class NEFTHandle:
         return MicroBatch(
             step,
             micro_step,
-            torch.tensor(self.alpha, dtype=torch.float32),
-            [torch.tensor(seed) for seed in site_seeds],
+            torch.tensor(self.alpha, dtype=torch.float32, device="cpu"),
+            [torch.tensor(seed, device="cpu") for seed in site_seeds],
             silent=self.alpha == 0,
         )
 

@@ -126,7 +126,7 @@ class ForwardPasses:
     def begin(self, micro_batch: MicroBatch, by_user: bool = True) -> None:
         """Say that the passes to come are those of a micro-batch."""
         self.micro_batch = micro_batch
-        self._count = torch.zeros((), dtype=torch.int64)
+        self._count = torch.zeros((), dtype=torch.int64, device="cpu")
         self._is_begun = by_user
         # A Ctrl-C inside the last pass may have left it: torch calls no hook for that.
         self.current = None

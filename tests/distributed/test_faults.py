@@ -132,7 +132,6 @@ def test_a_rank_with_nothing_to_noise_trains_with_the_others(engine, names, tmp_
         assert not theirs.noisy
     for record in records:
         assert all(math.isfinite(log["grad_norm"]) for log in record["log"])
-    # Of a batch of padding alone there is nothing to tell.
     assert all(log["neft/noised_tokens"] == 0 for log in records[1]["log"])
 
 

@@ -303,3 +303,11 @@ def test_a_compiled_loop_that_never_sets_the_step_is_told():
     with pytest.warns(NEFTWarning, match="`set_step` was never called"):
         with attach_neft(model, CONFIG):
             train(compiled, 3)
+
+
+def test_what_is_counted_stays_on_the_cpu_whatever_the_default_device():
+    model = Embedder(D)
+    with attach_neft(model, CONFIG) as neft:
+        with torch.device("meta"):
+            neft.set_step(0)
+        check_is(model(**given()), drawn(0, 0, 0))
