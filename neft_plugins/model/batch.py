@@ -59,29 +59,35 @@ def note_features(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found[0] if len(found) == 1 else {}
 
 
-def decoder_batch(batch: Batch, padding: Collection[int] = ()) -> dict[str, Any]:
+def decoder_batch(
+    batch: Batch, module_ids: Tensor, padding: Collection[int] = ()
+) -> dict[str, Any]:
     """An encoder-decoder's batch as its decoder's embedding sees it.
 
     The decoder's input i holds label i - 1, after a start token. Without a mask, its padding is
-    where the labels have ended, or, where the labels are kept from the model (label smoothing),
-    the padding tokens at the end.
+    what is a padding token at the end and has no label: the labels of a prompt are masked too
+    (Donut, Whisper), and label smoothing keeps all labels from the model.
 
     Args:
         batch: What the encoder-decoder was given.
+        module_ids: The tokens that the embedding was given, for where the batch has none.
         padding: Ids of padding tokens.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` of the decoder's tokens, each where known.
     """
-    ids, mask = batch.get("decoder_input_ids"), batch.get("decoder_attention_mask")
+    given, mask = batch.get("decoder_input_ids"), batch.get("decoder_attention_mask")
     labels = batch.get("labels")
-    if labels is not None:
-        labels = shift_right(labels)
-    if mask is None and labels is not None:
+    # A class's or a span's label is of no token.
+    labels = None if labels is None or labels.ndim != 2 else shift_right(labels)
+    ids = two_dimensional(module_ids if given is None else given)
+    if mask is None and padding:
+        real = not_padding(ids, padding)
+        labelled = labels is not None and labels.shape == real.shape
+        mask = start_and(real | (labels != IGNORED_LABEL) if labelled else real)
+    elif mask is None and labels is not None:
         mask = start_and(labels != IGNORED_LABEL)
-    elif mask is None and ids is not None:
-        mask = start_and(not_padding(ids, padding))
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": given, "attention_mask": mask, "labels": labels}
 
 
 def start_and(real: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class NEFTHandle:
 
     @property
     def has_fired(self) -> bool:
-        """Whether any forward pass was a noisy one yet."""
+        """Whether the noise was on in any forward pass yet, alpha 0 or not."""
         return self._passes.has_fired
 
     def set_step(self, step: int, micro_step: int = 0) -> None:

@@ -7,6 +7,7 @@ module returns. All are traced by ``torch.compile`` into the model's graph.
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,17 +18,13 @@ from neft_plugins.model import embeddings as finder
 from neft_plugins.model import recomputation
 from neft_plugins.model.batch import TOKENS, Batch, note, note_features
 from neft_plugins.model.passes import ForwardPass, ForwardPasses
-from neft_plugins.model.recomputation import NotedCall
+from neft_plugins.model.recomputation import NotedCall, UnknownPassError, unknown_pass
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise.inject import Draw
 
 
 class NoNoiseError(RuntimeError):
     """A training forward pass in which the noise did not reach the model."""
-
-
-class UnknownPassError(RuntimeError):
-    """A forward pass within a backward pass that repeats none which had noise."""
 
 
 def hook(model: nn.Module, passes: ForwardPasses) -> list[Any]:
@@ -43,7 +40,12 @@ def hook(model: nn.Module, passes: ForwardPasses) -> list[Any]:
     made = []
     around = (m for s in passes.sites for m in finder.ancestors(model, s.embedding.module))
     for module in {id(m): m for m in around}.values():
-        scope = _Scope(passes, module, model)
+        within = [
+            number
+            for number, site in enumerate(passes.sites)
+            if any(site.embedding.module is part for part in module.modules())
+        ]
+        scope = _Scope(passes, module, model, within)
         made += [
             module.register_forward_pre_hook(scope.open, with_kwargs=True),
             module.register_forward_hook(scope.close, always_call=True),
@@ -60,8 +62,10 @@ def hook(model: nn.Module, passes: ForwardPasses) -> list[Any]:
 class _Scope:
     """The hooks of one module around the embedding: open the record of a pass, and close it."""
 
-    def __init__(self, passes: ForwardPasses, module: nn.Module, model: nn.Module) -> None:
-        self.passes = passes
+    def __init__(
+        self, passes: ForwardPasses, module: nn.Module, model: nn.Module, within: list[int]
+    ) -> None:
+        self.passes, self.within = passes, within
         parameters = inspect.signature(module.forward).parameters.values()
         if any(p.kind is p.VAR_POSITIONAL for p in parameters) and hasattr(model, "get_base_model"):
             inner = model.get_base_model()  # pyright: ignore[reportCallIssue]
@@ -69,10 +73,12 @@ class _Scope:
         self.names = [p.name for p in parameters]
 
     def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the batch, if no module around this one has."""
+        """Note the batch, if no module around this one has, or it is another."""
         passes = self.passes
         outer = passes.current
-        if not passes.attached or (outer is not None and outer.names_tokens):
+        if not passes.attached or (
+            outer is not None and outer.names_tokens and not _is_another(kwargs, outer.batch)
+        ):
             return
         placed = dict(zip(self.names, args, strict=False))
         # By place, only tensors: TRL calls its wrapper with a model and a batch in such places.
@@ -102,7 +108,8 @@ class _Scope:
             return
         if not torch.compiler.is_compiling():
             passes.keep(this, output)
-        for number, site in enumerate(passes.sites):
+        for number in self.within:
+            site = passes.sites[number]
             # Features may hold what was computed before, or be those of another encoder.
             missed = this.calls[number] == 0 and not this.of_features
             if missed and passes.is_on(site.embedding.module):
@@ -136,7 +143,7 @@ class EmbeddingHook:
                 batch, draw = repeated
                 return None if draw is None else self.site.add(batch, ids, output, draw)[0]
             if passes.is_on(module) and not recomputation.in_reentrant_checkpoint():
-                raise UnknownPassError(_unknown_pass(passes.model_name))
+                raise UnknownPassError(unknown_pass(passes.model_name))
         if this is None:
             return None
         draw = self._next_draw(this, module)
@@ -156,6 +163,8 @@ class EmbeddingHook:
         """Which draw a call gets; None where the noise is off."""
         passes = self.passes
         if not passes.is_on(module):
+            if torch.is_grad_enabled() and not module.training:
+                passes.ran_in_eval_mode = True
             return None
         call = this.calls[self.number]
         this.calls[self.number] += 1
@@ -168,6 +177,19 @@ class EmbeddingHook:
         seed = this.micro_batch.seeds[self.number]
         draw = Draw(this.micro_batch.alpha, seed, this.index, call)
         return recomputation.past_or_next(draw, self.place) if compiling else draw
+
+
+def _is_another(arguments: Mapping[str, Any], batch: Batch) -> bool:
+    """Whether a module within is given tokens of its own, with a mask: the second text of a pair.
+
+    Tokens alone may be the batch's, padded or rewritten by the model.
+    """
+    described = all(
+        isinstance(arguments.get(key), Tensor) for key in ("input_ids", "attention_mask")
+    )
+    return described and all(
+        arguments[key] is not batch.get(key) for key in ("input_ids", "attention_mask")
+    )
 
 
 def _repeating() -> bool:
@@ -191,14 +213,4 @@ def _no_noise(model_name: str, site: NoiseSite, batch: Batch) -> str:
     return (
         f"The noise did not reach {model_name}: its embedding '{name}' ({kind}) was not called in "
         f"a training forward pass that was given {given or 'nothing the noise knows'}. {way_out}."
-    )
-
-
-def _unknown_pass(model_name: str) -> str:
-    return (
-        f"{model_name} is called with gradients within a backward pass, and this repeats no "
-        "forward pass that had gradients: what was computed before had no noise, and now would. "
-        "A loss that caches embeddings does so (CachedMultipleNegativesRankingLoss and others of "
-        "GradCache's kind): use it without its cache, as MultipleNegativesRankingLoss, or train "
-        "without noise."
     )

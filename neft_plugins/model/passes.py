@@ -7,7 +7,7 @@ a compiled graph whose backward pass is still to come keeps its own.
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -105,7 +105,8 @@ class ForwardPasses:
         self._latest: ForwardPass | None = None
         self.attached = False
         self._switches: list[tuple[nn.Module, str]] = []
-        self._trained: list[nn.Parameter] = []
+        self._trained: list[weakref.ref[nn.Parameter]] = []
+        self._versions: list[int] | None = None
         self._told = False
         self.begin(MicroBatch(0, 0, torch.zeros(()), [], silent=False), by_user=False)
 
@@ -116,7 +117,8 @@ class ForwardPasses:
         """The passes of this model, unwrapped, may have noise from now on."""
         self.attached = True
         self._switches = _compat.adapter_switches(model)
-        self._trained = [p for p in model.parameters() if p.requires_grad][:8]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._trained = [weakref.ref(parameter) for parameter in trained[:8]]
 
     def stop(self) -> None:
         """No pass has noise any more."""
@@ -127,7 +129,7 @@ class ForwardPasses:
         """Say that the passes to come are those of a micro-batch."""
         self.micro_batch = micro_batch
         self._count = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._is_begun = by_user
+        self._is_begun, self._versions = by_user, None
         # A Ctrl-C inside the last pass may have left it: torch calls no hook for that.
         self.current = None
 
@@ -167,11 +169,14 @@ class ForwardPasses:
 
     def repeated(self, site: int, ids: Tensor) -> tuple[Batch, Draw | None] | None:
         """The batch and the draw of the call that one in a backward pass repeats, if it does."""
-        kept = [*self._kept, *([] if self._latest is None else [self._latest])]
-        calls = {call: each for each in kept for call in each.noted[site]}
-        if self.current is not None:  # a whole pass is repeated: its first call by its first, ...
-            so_far = self.current.noted[site]
-            calls = {call: each for call, each in calls.items() if call.number == len(so_far)}
+        # Where a whole pass is repeated, its first call is by its first, and so on.
+        number = None if self.current is None else len(self.current.noted[site])
+        calls = {
+            call: each
+            for each in self._kept
+            for call in each.noted[site]
+            if number in (None, call.number)
+        }
         call = recomputation.repeated_call(calls, ids)
         if call is None:
             return None
@@ -188,8 +193,8 @@ class ForwardPasses:
         """A further pass is of the same micro-batch, unless the weights have changed since."""
         if self._told:
             return
-        versions = _compat.versions(self._trained)
-        if first:
+        versions = _compat.versions(p for each in self._trained if (p := each()) is not None)
+        if first or self._versions is None:  # the first may have been compiled
             self._versions = versions
         elif not self._is_begun or versions != self._versions:
             self._tell_that_step_was_forgotten()
@@ -225,7 +230,7 @@ def _nodes(output: Any) -> Iterator[Any]:
         for value in output:
             yield from _nodes(value)
     elif is_dataclass(output):
-        yield from _nodes(vars(output))
+        yield from _nodes([getattr(output, each.name) for each in fields(output)])
 
 
 def _device_of(sites: list[NoiseSite]) -> torch.device | None:

@@ -23,6 +23,10 @@ in_backward_pass = _compat.in_backward_pass
 in_reentrant_checkpoint = _compat.in_reentrant_checkpoint
 
 
+class UnknownPassError(RuntimeError):
+    """A forward pass within a backward pass that repeats none which had noise."""
+
+
 @dataclass(frozen=True, eq=False)
 class NotedCall:
     """A call of an embedding with gradients, as it may be repeated.
@@ -59,6 +63,17 @@ def _same_tokens(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+
+
+def unknown_pass(model_name: str) -> str:
+    """What to say where a model is called in a backward pass, and nothing is repeated."""
+    return (
+        f"{model_name} is called with gradients within a backward pass, and this repeats no "
+        "forward pass that had gradients: what was computed before had no noise, and now would. "
+        "A loss that caches embeddings does so (CachedMultipleNegativesRankingLoss and others of "
+        "GradCache's kind): use it without its cache, as MultipleNegativesRankingLoss, or train "
+        "without noise."
+    )
 
 
 # In compiled graphs no Python of a hook runs, so an operator does the same there.
@@ -104,6 +119,8 @@ def _past_or_next(
             if (past.place, past.call) == (place, call) and past.time <= time:
                 numbers = past.numbers
                 break
+        else:
+            raise UnknownPassError(unknown_pass("A compiled model"))
     else:
         _past.append(_PastDraw(place, call, _compat.autograd_clock(), numbers))
     # Copies: a graph may write over what it is given.

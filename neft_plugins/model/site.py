@@ -84,7 +84,7 @@ class NoiseSite:
                 "`embedding='...'`."
             )
         if self.embedding.side == "decoder":
-            batch = batches.decoder_batch(batch, self._padding)
+            batch = batches.decoder_batch(batch, module_ids, self._padding)
         noised = self._noised_tokens(batch, module_ids, clean.shape[:-1], draw.call)
         norms = inject.token_norms(clean)
         scale = self._scale(noised.lengths, norms, clean)

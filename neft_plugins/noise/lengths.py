@@ -73,9 +73,12 @@ def find_documents(
         seen = codes.cummax(dim=1).values[:, :-1]
         starts[:, 1:] |= (codes[:, 1:] > seen) & (seen > 0)
 
-    # Positions of other ranks (mrope's (3, B, T)) number image patches and say nothing of
-    # documents.
-    positions = _expand(batch.get("position_ids"), shape)
+    # mrope's (3, B, T) number image patches and say nothing of documents; of four, the first are
+    # those of the text (packed Qwen2-VL and its kin).
+    positions = batch.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
+        positions = positions[0]
+    positions = _expand(positions, shape)
     if positions is not None:
         starts[:, 1:] |= positions[:, 1:] <= positions[:, :-1]
 

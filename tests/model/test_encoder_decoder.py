@@ -118,6 +118,38 @@ def test_padding_of_decoder_tokens_that_nothing_else_describes(start):
         assert neft.metrics()["neft/noised_tokens"] == 1.0
 
 
+@pytest.mark.parametrize("labelled", [4, 1])
+def test_a_prompt_of_the_decoder_that_is_not_trained_on_is_no_padding(labelled):
+    """As Donut's and Whisper's: its labels are masked, and its tokens are given."""
+    model = TwoStacks()
+    ids = torch.tensor([[7, 5, 8, 6, 9, PAD]])
+    labels = torch.tensor([[5, 8, 6, 9, -100, -100]])
+    labels[0, : 4 - labelled] = -100
+    with attach_neft(model, CONFIG, decoder=True):
+        given_ids = given()["input_ids"][:1]
+        _, noise = model(input_ids=given_ids, decoder_input_ids=ids, labels=labels)
+    check_decoder(noise, [5])
+
+
+def test_a_label_of_a_class_is_of_no_token():
+    model = TwoStacks()
+    ids = torch.tensor([[7, 5, 8, PAD], [7, 5, PAD, PAD]])
+    with attach_neft(model, CONFIG, decoder=True):
+        _, noise = model(
+            input_ids=given()["input_ids"], decoder_input_ids=ids, labels=torch.tensor([0, 1])
+        )
+    check_decoder(noise, [3, 2])
+
+
+def test_an_encoder_that_is_called_alone_is_asked_for_its_own_noise_only():
+    model = tiny_model("t5", AutoModelForSeq2SeqLM)
+    batch = {key: given()[key] for key in ("input_ids", "attention_mask")}
+    with attach_neft(model, CONFIG, decoder=True) as neft:
+        neft.set_step(0)
+        model.get_encoder()(**batch)
+        assert neft.metrics()["neft/noised_tokens"] == 1.0
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_t5_with_label_smoothing(tmp_path, smoothing):
     """The Trainer then keeps the labels from the model; two steps of two micro-batches."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ENCODINGS, Document, Embedder, expected_magnitudes, padded
+from reference import ENCODINGS, Document, Embedder, EncodedBatch, expected_magnitudes, padded
 from torch import nn
 
 from neft_plugins import NEFTConfig, attach_neft
@@ -139,6 +139,22 @@ def test_a_batch_without_a_chosen_token_is_left_alone(tokens):
     with attach_neft(model, NEFTConfig(alpha=ALPHA, tokens=tokens, length="noised")) as neft:
         assert model(**batch.arguments).abs().max() == 0
         assert neft.metrics()["neft/noised_tokens"] == 0
+
+
+def test_packed_positions_of_text_beside_those_of_images():
+    """Packed Qwen2-VL: the first of its four are the text's, the others number patches."""
+    text = torch.tensor([[0, 1, 2, 3, 0, 1]])
+    batch = EncodedBatch(
+        {
+            "input_ids": torch.full((1, 6), 5),
+            "position_ids": torch.stack([text, *torch.zeros(3, 1, 6, dtype=torch.int64)]),
+        },
+        [],
+    )
+    noise = noise_of(Embedder(8), batch, NEFTConfig(alpha=ALPHA, distribution="rademacher"))
+    for part, length in ((slice(0, 4), 4), (slice(4, 6), 2)):
+        expected = torch.full((1, length, 8), ALPHA / math.sqrt(length * 8) / SQRT3)
+        torch.testing.assert_close(noise[:, part].abs(), expected)
 
 
 def test_an_all_masked_row_gets_no_noise():

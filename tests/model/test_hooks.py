@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -362,6 +363,21 @@ def test_a_model_left_in_eval_mode_is_told(model, batch):
     with pytest.warns(NEFTWarning, match="The noise never fired: LlamaForCausalLM was called with"):
         with attach_neft(model, CONFIG):
             model(**batch).loss.backward()
+
+
+def test_an_embedding_left_in_eval_mode_is_told(model, batch):
+    model.get_input_embeddings().eval()
+    with pytest.warns(NEFTWarning, match="The noise never fired: LlamaForCausalLM was called with"):
+        with attach_neft(model, CONFIG):
+            model(**batch).loss.backward()
+
+
+def test_weights_that_are_replaced_are_not_held():
+    model = Embedder(8, zero=False)
+    before = weakref.ref(model.embed.weight)
+    with attach_neft(model, CONFIG):
+        model.embed.weight = nn.Parameter(torch.ones(32, 8))
+        assert before() is None
 
 
 def test_half_a_place_among_ranks_is_an_error(model):

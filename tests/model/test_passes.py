@@ -206,6 +206,40 @@ def test_what_a_wrapper_is_told_holds_for_the_model_within():
     assert torch.equal(noise.abs().amax(-1) > 0, labels != -100)
 
 
+@pytest.mark.parametrize("document_first", [False, True])
+def test_each_text_of_a_pair_has_the_mask_that_its_encoder_is_given(document_first):
+    """Whatever the pair's own module calls them, and where no padding token is known."""
+
+    class BiEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = Embedder(D)
+            self.encoder.config = None
+
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor, doc_ids: Tensor, doc_mask: Tensor
+        ) -> list[Tensor]:
+            texts = [(input_ids, attention_mask), (doc_ids, doc_mask)]
+            found = [
+                self.encoder(input_ids=ids, attention_mask=mask)
+                for ids, mask in (reversed(texts) if document_first else texts)
+            ]
+            return found[::-1] if document_first else found
+
+    model, batch = BiEncoder(), given()
+    doc_mask = torch.ones(2, 12, dtype=torch.int64)
+    doc_mask[:, 6:] = 0
+    config = NEFTConfig(alpha=5.0, distribution="rademacher")
+    with attach_neft(model, config, embedding="encoder.embed") as neft:
+        neft.set_step(0)
+        query, doc = model(*batch.values(), torch.full((2, 12), 4), doc_mask)
+    for noise, lengths in ((query, [7, 4]), (doc, [6, 6])):
+        for row, length in zip(noise, lengths, strict=True):
+            size = torch.full_like(row[:length], 5.0 / (3 * length * D) ** 0.5)
+            torch.testing.assert_close(row[:length].abs(), size)
+            assert not row[length:].any()
+
+
 def test_sums_are_over_all_passes():
     model = Embedder(D, zero=False)
     with attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher")) as neft:
@@ -311,3 +345,15 @@ def test_what_is_counted_stays_on_the_cpu_whatever_the_default_device():
         with torch.device("meta"):
             neft.set_step(0)
         check_is(model(**given()), drawn(0, 0, 0))
+
+
+@pytest.mark.usefixtures("no_recompilation")
+def test_a_compiled_pass_and_eager_ones_of_one_micro_batch():
+    model = Embedder(D)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with attach_neft(model, CONFIG) as neft:
+        for step in range(2):
+            neft.set_step(step)
+            check_is(compiled(**given()), drawn(step, 0, 0))
+            check_is(model(**given()), drawn(step, 0, 1))
+            check_is(model(**given()), drawn(step, 0, 2))

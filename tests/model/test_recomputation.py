@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -309,6 +310,53 @@ def test_a_loss_that_forwards_in_its_backward_pass_is_refused(leaf):
         loss.register_hook(forward_again)
         with pytest.raises(UnknownPassError, match="CachedMultipleNegativesRankingLoss"):
             (loss + noisy.sum()).backward()
+
+
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_compiled_model_that_is_called_in_a_backward_pass_is_refused():
+    model, batch = Net(), batches(1)[0]
+    compiled = torch.compile(model, backend="aot_eager")
+    with attach_neft(model, CONFIG, total_steps=STEPS) as neft:
+        neft.set_step(0)
+        compiled(**batch).sum().backward()
+        with torch.no_grad():
+            cached = compiled(**batch)
+        loss = cached.requires_grad_().square().sum().detach().requires_grad_()
+
+        def forward_again(gradient: Tensor) -> None:
+            with torch.enable_grad():
+                compiled(**batch).sum().backward()
+
+        loss.register_hook(forward_again)
+        with pytest.raises(UnknownPassError, match="A compiled model is called with gradients"):
+            loss.backward()
+
+
+def test_an_output_of_any_kind_keeps_its_pass():
+    @dataclass(slots=True)
+    class Output:
+        loss: Tensor
+        name: str = "net"
+
+    class Wrapped(Net):
+        def forward(self, **batch: Tensor) -> Output:
+            return Output(super().forward(**batch))
+
+    def run(model: nn.Module, call: Call, neft: NEFTHandle) -> None:
+        losses = []
+        for micro_step, batch in enumerate(batches(3)):
+            neft.set_step(0, micro_step)
+            losses.append(call(model, batch).square().mean())
+        sum(losses).backward()
+
+    check_alike(
+        run,
+        (
+            lambda model, batch: model(**batch).loss,
+            lambda model, batch: keep(lambda **given: model(**given).loss, **batch),
+        ),
+        Wrapped,
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
