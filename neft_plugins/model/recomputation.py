@@ -3,7 +3,7 @@
 Activation checkpointing repeats a part of a forward pass in the backward pass, whatever was
 forwarded since. Autograd numbers the nodes of its graph in the order in which they are made, and
 the node that the backward pass is at is one of the forward pass that is repeated: so its number
-tells which of the earlier calls that was. A reentrant checkpoint makes its first pass without
+tells which of the earlier calls that was, and within one checkpoint, the tokens do. A reentrant checkpoint makes its first pass without
 gradients, and so without noise: what it repeats is a noisy pass like any other.
 """
 
