@@ -18,7 +18,7 @@ from neft_plugins.model import embeddings as finder
 from neft_plugins.model import recomputation
 from neft_plugins.model.batch import TOKENS, Batch, note, note_features
 from neft_plugins.model.passes import ForwardPass, ForwardPasses
-from neft_plugins.model.recomputation import NotedCall, UnknownPassError, unknown_pass
+from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise.inject import Draw
 
@@ -143,7 +143,7 @@ class EmbeddingHook:
                 batch, draw = repeated
                 return None if draw is None else self.site.add(batch, ids, output, draw)[0]
             if passes.is_on(module) and not recomputation.in_reentrant_checkpoint():
-                raise UnknownPassError(unknown_pass(passes.model_name))
+                recomputation.refuse_unknown_pass(passes.model_name)
         if this is None:
             return None
         draw = self._next_draw(this, module)

@@ -3,15 +3,16 @@
 Activation checkpointing repeats a part of a forward pass in the backward pass, whatever was
 forwarded since. Autograd numbers the nodes of its graph in the order in which they are made, and
 the node that the backward pass is at is one of the forward pass that is repeated: so its number
-tells which of the earlier calls that was, and within one checkpoint, the tokens do. A reentrant checkpoint makes its first pass without
-gradients, and so without noise: what it repeats is a noisy pass like any other.
+tells which of the earlier calls that was, and within one checkpoint, the tokens do. A reentrant
+checkpoint makes its first pass without gradients, and so without noise: what it repeats is a noisy
+pass like any other.
 """
 
 import itertools
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -65,9 +66,9 @@ def _same_tokens(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
-def unknown_pass(model_name: str) -> str:
-    """What to say where a model is called in a backward pass, and nothing is repeated."""
-    return (
+def refuse_unknown_pass(model_name: str) -> NoReturn:
+    """Where a model is called in a backward pass, and nothing is repeated."""
+    raise UnknownPassError(
         f"{model_name} is called with gradients within a backward pass, and this repeats no "
         "forward pass that had gradients: what was computed before had no noise, and now would. "
         "A loss that caches embeddings does so (CachedMultipleNegativesRankingLoss and others of "
@@ -120,7 +121,7 @@ def _past_or_next(
                 numbers = past.numbers
                 break
         else:
-            raise UnknownPassError(unknown_pass("A compiled model"))
+            refuse_unknown_pass("A compiled model")
     else:
         _past.append(_PastDraw(place, call, _compat.autograd_clock(), numbers))
     # Copies: a graph may write over what it is given.

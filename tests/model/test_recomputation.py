@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neft_plugins import NEFTConfig, NEFTHandle, attach_neft
-from neft_plugins.model.hooks import UnknownPassError
+from neft_plugins.model.recomputation import UnknownPassError
 
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", tokens="response", seed=3)
 STEPS = 3

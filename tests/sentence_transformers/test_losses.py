@@ -9,7 +9,7 @@ from tiny_encoders import HIDDEN, save_encoder, texts
 from torch import nn
 from transformers import BertForMaskedLM
 
-from neft_plugins.model.hooks import UnknownPassError
+from neft_plugins.model.recomputation import UnknownPassError
 
 st = pytest.importorskip("sentence_transformers")
 
