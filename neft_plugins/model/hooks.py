@@ -142,7 +142,7 @@ class EmbeddingHook:
             if repeated is not None:  # the same noise again, and nothing is counted
                 batch, draw = repeated
                 return None if draw is None else self.site.add(batch, ids, output, draw)[0]
-            if passes.is_on(module) and not recomputation.in_reentrant_checkpoint():
+            if passes.is_on(module) and not _compat.in_reentrant_checkpoint():
                 recomputation.refuse_unknown_pass(passes.model_name)
         if this is None:
             return None
@@ -197,7 +197,7 @@ def _repeating() -> bool:
 
     A compiled graph has its own recomputation, of which no hook hears.
     """
-    return not torch.compiler.is_compiling() and recomputation.in_backward_pass()
+    return not torch.compiler.is_compiling() and _compat.in_backward_pass()
 
 
 def _no_noise(model_name: str, site: NoiseSite, batch: Batch) -> str:

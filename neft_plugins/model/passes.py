@@ -7,7 +7,7 @@ a compiled graph whose backward pass is still to come keeps its own.
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -49,21 +49,21 @@ class ForwardPass:
         scope: Who opened the record, and closes it.
         batch: What the model was given, and what it was not told.
         micro_batch: Whose pass it is.
-        outer: The pass of a wrapper around that module, whose arguments name no tokens.
+        outer: The pass of a module around that one, which names no tokens, or others.
         of_features: Whether its tokens are within an argument, and not one themselves.
-        index: Number of the pass among the micro-batch's noisy ones; None before its first noise.
         calls: The calls of each site's embedding that the noise was on in.
         noted: Of each site, its calls as they may be repeated. Eager only.
+        index: Number of the pass among the micro-batch's noisy ones; None before its first noise.
     """
 
     scope: object
     batch: Batch
     micro_batch: MicroBatch
     outer: "ForwardPass | None"
-    of_features: bool = False
+    of_features: bool
+    calls: list[int]
+    noted: list[list[NotedCall]]
     index: Tensor | None = None
-    calls: list[int] = field(default_factory=list)
-    noted: list[list[NotedCall]] = field(default_factory=list)
 
     @property
     def names_tokens(self) -> bool:

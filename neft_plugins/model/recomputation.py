@@ -20,9 +20,6 @@ from torch import Tensor
 from neft_plugins import _compat
 from neft_plugins.noise.inject import Draw
 
-in_backward_pass = _compat.in_backward_pass
-in_reentrant_checkpoint = _compat.in_reentrant_checkpoint
-
 
 class UnknownPassError(RuntimeError):
     """A forward pass within a backward pass that repeats none which had noise."""
@@ -114,7 +111,7 @@ def _past_or_next(
     alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     numbers = alpha.clone(), seed.clone(), pass_index.clone()
-    if in_backward_pass():
+    if _compat.in_backward_pass():
         time = _compat.node_time() + 1  # the node of a graph is made just before the graph is run
         for past in reversed(_past):
             if (past.place, past.call) == (place, call) and past.time <= time:
