@@ -1,6 +1,7 @@
 """What every test shares: an offline machine, few threads, small models."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,12 @@ import torch
 def _few_threads_and_a_known_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_graph_of_another_test():
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
