@@ -50,6 +50,13 @@ def versions(tensors: Iterable[torch.Tensor]) -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
+def with_fixed_address(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that compiled graphs write to where it is; else it would be no CUDA graph."""
+    if tensor.device.type == "cuda":
+        torch._dynamo.mark_static_address(tensor)
+    return tensor
+
+
 def in_backward_pass() -> bool:
     """Whether this thread is in a backward pass."""
     return torch._C._current_graph_task_id() != -1

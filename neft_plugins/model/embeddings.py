@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from neft_plugins import _compat
@@ -119,6 +120,33 @@ def lookup_scaler(module: nn.Module) -> nn.Module | None:
         ),
         None,
     )
+
+
+def gives_fresh_output(module: nn.Module) -> bool:
+    """Whether a module's output is a new tensor, of which nobody else knows yet.
+
+    So it is for a lookup by torch or by transformers; a module of someone's own may return a
+    tensor that it keeps, and so may a hook of theirs keep one.
+    """
+    kind = type(module)
+    by_torch = kind.forward is nn.Embedding.forward
+    scaled = isinstance(module, nn.Embedding) and lookup_scaler(module) is module
+    by_transformers = scaled and kind.__module__.startswith("transformers.")
+    is_replaced = "forward" in vars(module)
+    hooks_of_hosts = all(
+        getattr(getattr(hook, "func", hook), "__module__", "").split(".")[0] in _HOSTS
+        for hook in _compat.forward_hooks(module)
+    )
+    return (by_torch or by_transformers) and not is_replaced and hooks_of_hosts
+
+
+_HOSTS = ("torch", "transformers", "accelerate", "deepspeed")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; those that are not there yet (meta) do not say."""
+    weights = (weight for weight in module.parameters() if not weight.is_meta)
+    return next((weight.device for weight in weights), torch.device("cpu"))
 
 
 def placeholder_ids(model: nn.Module) -> list[int]:

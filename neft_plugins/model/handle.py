@@ -155,8 +155,11 @@ class NEFTHandle:
         return MicroBatch(
             step,
             micro_step,
-            torch.tensor(self.alpha, dtype=torch.float32, device="cpu"),
-            [torch.tensor(seed, device="cpu") for seed in site_seeds],
+            torch.full((), self.alpha, dtype=torch.float32, device=self._sites[0].device),
+            [
+                torch.full((), seed, dtype=torch.int64, device=site.seed_device)
+                for site, seed in zip(self._sites, site_seeds, strict=True)
+            ],
             silent=self.alpha == 0,
         )
 

@@ -20,7 +20,7 @@ from neft_plugins.model.batch import TOKENS, Batch, note, note_features
 from neft_plugins.model.passes import ForwardPass, ForwardPasses
 from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
-from neft_plugins.noise.inject import Draw
+from neft_plugins.noise.drawing.operation import Draw
 
 
 class NoNoiseError(RuntimeError):
@@ -149,9 +149,9 @@ class EmbeddingHook:
         draw = self._next_draw(this, module)
         noisy = None
         if draw is not None:
+            passes.note_output(self.number, output)
             noisy, sums = self.site.add(this.batch, ids, output, draw)
             passes.add_sums(sums)
-            passes.dtype = output.dtype
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():
             noted = this.noted[self.number]
             noted.append(NotedCall(len(noted), self.time, ids, draw))

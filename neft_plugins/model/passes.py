@@ -1,7 +1,8 @@
 """The record of a forward pass, in which stands all that its noise depends on.
 
-What changes from pass to pass is held in tensors, which are replaced and never written to, so that
-a compiled graph whose backward pass is still to come keeps its own.
+What the noise of a pass depends on is held in tensors, which are replaced and never written to, so
+that a compiled graph whose backward pass is still to come keeps its own. They are on the device
+where the noise is drawn, filled without waiting for it.
 """
 
 import warnings
@@ -20,7 +21,7 @@ from neft_plugins.model.batch import TOKENS, Batch
 from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise import meter
-from neft_plugins.noise.inject import Draw
+from neft_plugins.noise.drawing.operation import Draw
 
 
 class MicroBatch(NamedTuple):
@@ -29,8 +30,8 @@ class MicroBatch(NamedTuple):
     Attributes:
         step: t.
         micro_step: Accumulation step within t.
-        alpha: 0-dim float32 on the CPU, alpha(t).
-        seeds: A 0-dim int64 on the CPU for each site.
+        alpha: 0-dim float32, alpha(t).
+        seeds: A 0-dim int64 for each site.
         silent: Whether alpha is 0; not read in compiled graphs, where the operator looks at alpha.
     """
 
@@ -98,7 +99,8 @@ class ForwardPasses:
         self.extra: dict[str, Any] = {}
         self.has_fired = self.ran_in_eval_mode = False
         self.dtype = torch.float32
-        self.sums = meter.no_sums(_device_of(sites))
+        device = sites[0].device if sites else None
+        self.sums = _compat.with_fixed_address(meter.no_sums(device))
         self._has_sums = False
         self.current: ForwardPass | None = None
         self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
@@ -128,7 +130,9 @@ class ForwardPasses:
     def begin(self, micro_batch: MicroBatch, by_user: bool = True) -> None:
         """Say that the passes to come are those of a micro-batch."""
         self.micro_batch = micro_batch
-        self._count = torch.zeros((), dtype=torch.int64, device="cpu")
+        seeds = self.micro_batch.seeds
+        device = seeds[0].device if seeds else None
+        self._count = torch.zeros((), dtype=torch.int64, device=device)
         self._is_begun, self._versions = by_user, None
         # A Ctrl-C inside the last pass may have left it: torch calls no hook for that.
         self.current = None
@@ -141,20 +145,30 @@ class ForwardPasses:
 
     def add_sums(self, sums: Tensor) -> None:
         """Add those of a call."""
-        self.sums = self.sums.to(sums.device) + sums
+        self.sums.add_(sums.to(self.sums.device))
         self._has_sums = True
 
     def take_sums(self) -> Tensor | None:
         """The sums since the last call of this; None where there were none."""
-        taken = self.sums if self._has_sums else None
-        self.sums, self._has_sums = torch.zeros_like(self.sums), False
+        taken = self.sums.clone() if self._has_sums else None
+        self.sums.zero_()
+        self._has_sums = False
         return taken
+
+    def note_output(self, site: int, output: Tensor) -> None:
+        """Note of what kind the embeddings are."""
+        self.dtype = output.dtype
+        if torch.compiler.is_compiling():
+            return
+        self.sites[site].device = output.device
+        if site == 0 and self.sums.device != output.device:
+            self.sums = _compat.with_fixed_address(self.sums.to(output.device))
 
     def number(self) -> Tensor:
         """The number of the next noisy pass of this micro-batch."""
         index, self._count = self._count, self._count + 1
         if not torch.compiler.is_compiling():
-            self._tell_if_step_was_forgotten(first=int(index) == 0)
+            self._tell_if_step_was_forgotten()
         return index
 
     def keep(self, forward_pass: ForwardPass, output: Any) -> None:
@@ -189,12 +203,12 @@ class ForwardPasses:
         if not self._is_begun and int(self._count) > 1:
             self._tell_that_step_was_forgotten()
 
-    def _tell_if_step_was_forgotten(self, first: bool) -> None:
+    def _tell_if_step_was_forgotten(self) -> None:
         """A further pass is of the same micro-batch, unless the weights have changed since."""
         if self._told:
             return
         versions = _compat.versions(p for each in self._trained if (p := each()) is not None)
-        if first or self._versions is None:  # the first may have been compiled
+        if self._versions is None:
             self._versions = versions
         elif not self._is_begun or versions != self._versions:
             self._tell_that_step_was_forgotten()
@@ -231,9 +245,3 @@ def _nodes(output: Any) -> Iterator[Any]:
             yield from _nodes(value)
     elif is_dataclass(output):
         yield from _nodes([getattr(output, each.name) for each in fields(output)])
-
-
-def _device_of(sites: list[NoiseSite]) -> torch.device | None:
-    """Where the sums begin; weights that are not there yet (meta) do not say."""
-    weights = (weight for site in sites for weight in site.embedding.module.parameters())
-    return next((weight.device for weight in weights if not weight.is_meta), None)

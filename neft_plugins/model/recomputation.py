@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neft_plugins import _compat
-from neft_plugins.noise.inject import Draw
+from neft_plugins.noise.drawing.operation import Draw
 
 
 class UnknownPassError(RuntimeError):
@@ -106,7 +106,11 @@ def past_or_next(draw: Draw, place: int) -> Draw:
     return Draw(alpha, seed, pass_index, draw.call)
 
 
-@torch.library.custom_op("neft_plugins::past_or_next", mutates_args=())
+# Python runs at each call, so not within CUDA graphs, which are cut here.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("neft_plugins::past_or_next", mutates_args=(), tags=_TAGS)
 def _past_or_next(
     alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
 ) -> tuple[Tensor, Tensor, Tensor]:

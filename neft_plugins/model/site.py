@@ -12,8 +12,9 @@ from neft_plugins.model import embeddings as finder
 from neft_plugins.model.batch import Batch
 from neft_plugins.model.embeddings import InputEmbedding
 from neft_plugins.model.shards import SequenceShards
-from neft_plugins.noise import inject, lengths, meter
-from neft_plugins.noise.inject import Draw
+from neft_plugins.noise import lengths, meter
+from neft_plugins.noise.drawing import operation
+from neft_plugins.noise.drawing.operation import Draw
 from neft_plugins.noise.tokens import IGNORED_LABEL, MissingLabelsError, TokenView
 
 
@@ -30,7 +31,7 @@ class NoisedTokens(NamedTuple):
 
 
 class NoiseSite:
-    """The noise at one embedding module; nothing in it changes once it is made.
+    """The noise at one embedding module.
 
     Args:
         model: The model, asked for its padding and placeholder tokens.
@@ -39,6 +40,9 @@ class NoiseSite:
         alone: Whether it is the model's only site.
         pad_token_id: The tokenizer's padding token; unset, the model's.
         shards: The ranks among which each row is cut, if any.
+
+    Attributes:
+        device: Where its output is, by the last one seen; before that, where its weights are.
     """
 
     def __init__(
@@ -62,6 +66,14 @@ class NoiseSite:
         self._alone = alone
         self._shards = shards
         registry.load("distribution", config.distribution)
+        self._has_kernel = operation.has_kernel(config.distribution)
+        self._gives_fresh_output = finder.gives_fresh_output(embedding.module)
+        self.device = finder.device_of(embedding.module)
+
+    @property
+    def seed_device(self) -> torch.device:
+        """Where the seed of its draws is read."""
+        return operation.seed_device(self.device, self._has_kernel)
 
     def add(
         self, batch: Batch, module_ids: Tensor, clean: Tensor, draw: Draw
@@ -86,10 +98,16 @@ class NoiseSite:
         if self.embedding.side == "decoder":
             batch = batches.decoder_batch(batch, module_ids, self._padding)
         noised = self._noised_tokens(batch, module_ids, clean.shape[:-1], draw.call)
-        norms = inject.token_norms(clean)
-        scale = self._scale(noised.lengths, norms, clean)
-        noisy, noise = inject.add_noise(clean, scale, draw, self.config.distribution)
-        return noisy, meter.measure(noise, norms, noised.lengths > 0, noised.real)
+        draw = draw.on(clean.device, operation.seed_device(clean.device, self._has_kernel))
+        noisy, energies = operation.add_noise(
+            clean,
+            noised.lengths,
+            draw._replace(alpha=self._times_factor(draw.alpha, clean.dtype)),
+            self.config.distribution,
+            relative=self.config.scale == "relative",
+            in_place=self._may_be_written_to(clean),
+        )
+        return noisy, meter.measure(energies, noised.lengths > 0, noised.real, clean.shape[-1])
 
     def _noised_tokens(
         self, batch: Batch, module_ids: Tensor, shape: torch.Size, call: int
@@ -145,23 +163,25 @@ class NoiseSite:
                 f"The token rule '{self.config.tokens}' must give a bool mask of shape "
                 f"{tuple(ids.shape)}; got {chosen.dtype} of shape {tuple(chosen.shape)}."
             )
-        noised = chosen & documents.real
+        noised = chosen if chosen is documents.real else chosen & documents.real
         for placeholder in self._placeholders:
             noised = noised & (ids != placeholder)
         counted = noised if self.config.length == "noised" else documents.real
         return NoisedTokens(lengths.count_tokens(documents, counted) * noised, documents.real)
 
-    def _scale(self, noised_lengths: Tensor, norms: Tensor, clean: Tensor) -> Tensor:
-        """The magnitude of each token's noise for alpha 1, float32, 0 where there is none."""
-        if self.config.scale == "relative":
-            relative = inject.relative_noise_scale(norms, clean.shape[-1])
-            return torch.where(noised_lengths > 0, relative, 0.0)
-        scale = inject.noise_scale(noised_lengths, clean.shape[-1])
-        if self._scaler is None:
-            return scale
+    def _times_factor(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+        """The alpha of a draw: times g, where the module multiplies its own lookup by a factor."""
+        if self._scaler is None or self.config.scale == "relative":
+            return alpha
         factor: Any = self._scaler.embed_scale
         # The module rounds its factor to its dtype before it multiplies.
-        return scale * (factor.to(clean.dtype) if isinstance(factor, Tensor) else factor)
+        scaled = alpha * (factor.to(dtype) if isinstance(factor, Tensor) else factor)
+        return scaled.to(torch.float32).reshape(())
+
+    def _may_be_written_to(self, output: Tensor) -> bool:
+        """Compiled graphs plan their memory themselves."""
+        compiling = torch.compiler.is_compiling()
+        return self._gives_fresh_output and not compiling and output.is_contiguous()
 
     def _read_labels(self, batch: Batch, shape: torch.Size) -> Tensor:
         rule = f"`tokens: {self.config.tokens}`"

@@ -16,7 +16,7 @@ class Documents(NamedTuple):
     """Which document each token belongs to.
 
     Attributes:
-        number: (B, T) int64, the document's number, from 0 to at most ``B * T - 1`` over the batch.
+        number: (B, T) int64, the document's number, in [0, B * (T + 1)) and other in every row.
         real: (B, T) bool, False on padding.
     """
 
@@ -60,18 +60,10 @@ def find_documents(
         it.
     """
     shape, device = input_ids.shape, input_ids.device
-    starts = torch.zeros(shape, dtype=torch.bool, device=device)
-    starts[:, 0] = True
-    real = torch.ones(shape, dtype=torch.bool, device=device)
-
     mask = batch.get("attention_mask")
+    codes = None
     if mask is not None:
-        codes = _two_dimensional_mask(mask, shape).to(torch.int64)
-        real = codes != 0
-        # A hole in a 0/1 mask does not split a document, so compare with the last code seen, not
-        # with 0.
-        seen = codes.cummax(dim=1).values[:, :-1]
-        starts[:, 1:] |= (codes[:, 1:] > seen) & (seen > 0)
+        codes = _two_dimensional_mask(mask, shape).to(torch.int64).clamp(0, shape[1])
 
     # mrope's (3, B, T) number image patches and say nothing of documents; of four, the first are
     # those of the text (packed Qwen2-VL and its kin).
@@ -79,28 +71,43 @@ def find_documents(
     if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
         positions = positions[0]
     positions = _expand(positions, shape)
+    sequence = _expand(batch.get("seq_idx"), shape)
+    boundaries = batch.get("cu_seq_lens_q")
+    if positions is None and sequence is None and boundaries is None:
+        return rows_as_documents(shape, device) if codes is None else _coded_documents(codes)
+
+    starts = torch.zeros(shape, dtype=torch.bool, device=device)
+    starts[:, 0] = True
+    real = torch.ones(shape, dtype=torch.bool, device=device)
+    if codes is not None:
+        real = codes != 0
+        # A hole in a 0/1 mask does not split a document, so compare with the last code seen, not
+        # with 0.
+        seen = codes.cummax(dim=1).values[:, :-1]
+        starts[:, 1:] |= (codes[:, 1:] > seen) & (seen > 0)
     if positions is not None:
         starts[:, 1:] |= positions[:, 1:] <= positions[:, :-1]
-
-    sequence = _expand(batch.get("seq_idx"), shape)
     if sequence is not None:
         starts[:, 1:] |= sequence[:, 1:] != sequence[:, :-1]
         real = real & (sequence >= 0)
-
-    boundaries = batch.get("cu_seq_lens_q")
     if boundaries is not None:
         boundaries = boundaries.to(torch.int64)
         place = torch.arange(shape.numel(), device=device).view(shape)
         starts |= torch.isin(place, boundaries)
         real = real & (place < boundaries[-1])
-
     number = starts.flatten().cumsum(0).view(shape) - 1
     documents = Documents(number, real)
-    packed = positions is not None or sequence is not None or boundaries is not None
-    if packed and pad_token_id is not None:
+    if pad_token_id is not None:
         text = count_tokens(documents, input_ids != pad_token_id)
         documents = Documents(number, real & (text > 0))
     return documents
+
+
+def _coded_documents(codes: Tensor) -> Documents:
+    """Of the mask alone: the documents of a row are those of its codes, in a few small steps."""
+    rows, width = codes.shape
+    first = torch.arange(0, rows * (width + 1), width + 1, device=codes.device)
+    return Documents(codes + first.unsqueeze(1), codes != 0)
 
 
 def count_tokens(documents: Documents, mask: Tensor) -> Tensor:
@@ -113,10 +120,11 @@ def count_tokens(documents: Documents, mask: Tensor) -> Tensor:
     Returns:
         (B, T) int64: at every token, the count over its document.
     """
+    rows, width = mask.shape
     index = documents.number.flatten()
-    counts = torch.zeros(index.numel(), dtype=torch.int64, device=index.device)
+    counts = torch.zeros(rows * (width + 1), dtype=torch.int64, device=index.device)
     counts = counts.scatter_add(0, index, mask.flatten().to(torch.int64))
-    return counts[index].view(mask.shape)
+    return counts.gather(0, index).view(mask.shape)
 
 
 def _two_dimensional_mask(mask: Any, shape: torch.Size) -> Tensor:

@@ -22,29 +22,26 @@ class NoiseStats(NamedTuple):
 
 def no_sums(device: torch.device | None = None) -> Tensor:
     """The sums of no forward pass, from which to add up."""
-    return torch.zeros(5, dtype=torch.float64, device=device)
+    return torch.zeros(5, dtype=_dtype(device), device=device)
 
 
-def measure(noise: Tensor, token_norms: Tensor, noised: Tensor, real: Tensor) -> Tensor:
+def measure(energies: Tensor, noised: Tensor, real: Tensor, hidden_size: int) -> Tensor:
     """Sums from which ``summarise`` makes the stats; they add up over passes and embeddings.
 
     Args:
-        noise: (..., D) float32.
-        token_norms: (...) float32, L2 norms of the clean embeddings.
-        noised: (...) bool, the tokens that get noise.
+        energies: (2, N) float32, the energies of each token's noise and embedding.
+        noised: Any shape, bool, the tokens that get noise.
         real: Any shape, bool, the tokens that are not padding.
+        hidden_size: d.
 
     Returns:
-        (5,) float64 on the noise's device: noise energy, signal energy of noised tokens,
+        (5,), as ``no_sums`` on that device: noise energy, signal energy of noised tokens,
         coordinates noised, noised tokens, and real tokens.
     """
-    noise_energy = torch.linalg.vector_norm(noise, dim=-1).square().sum(dtype=torch.float64)
-    signal_energy = (token_norms.square() * noised).sum(dtype=torch.float64)
-    tokens = noised.sum(dtype=torch.float64)
-    coordinates = tokens * noise.shape[-1]
-    return torch.stack(
-        [noise_energy, signal_energy, coordinates, tokens, real.sum(dtype=torch.float64)]
-    )
+    dtype = _dtype(energies.device)
+    tokens = noised.sum(dtype=dtype)
+    counts = torch.stack([tokens * hidden_size, tokens, real.sum(dtype=dtype)])
+    return torch.cat([energies.sum(1, dtype=dtype), counts])
 
 
 def summarise(sums: Tensor) -> NoiseStats:
@@ -64,3 +61,8 @@ def summarise(sums: Tensor) -> NoiseStats:
         noise_to_signal=(noise / signal) ** 0.5 if signal else float("inf"),
         noised_tokens=tokens / real,
     )
+
+
+def _dtype(device: torch.device | None) -> torch.dtype:
+    """MPS has no float64."""
+    return torch.float32 if device is not None and device.type == "mps" else torch.float64

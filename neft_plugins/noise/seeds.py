@@ -9,9 +9,7 @@ embeddings of one micro-batch share a draw.
 import hashlib
 import struct
 
-import torch
-
-DRAWS_VERSION = 2
+NOISE_VERSION = 3
 """Goes up whenever the same seed gives other draws; noted beside checkpoints."""
 
 
@@ -58,11 +56,6 @@ def draw_seed(seed: int, pass_index: int, call: int) -> int:
         int in [0, 2^63), the same on every machine.
     """
     return _hash("<QQQ", seed, pass_index, call)
-
-
-def generator(seed: int, device: torch.device) -> torch.Generator:
-    """A fresh generator on the device, seeded."""
-    return torch.Generator(device=device).manual_seed(seed)
 
 
 def _hash(layout: str, *numbers: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neft_plugins.config import OPTIONS, NEFTConfig, NEFTWarning
-from neft_plugins.noise.seeds import DRAWS_VERSION
+from neft_plugins.noise.seeds import NOISE_VERSION
 from neft_plugins.version import __version__
 
 CONFIG_FILE = "neft_config.json"
@@ -15,7 +15,7 @@ CONFIG_FILE = "neft_config.json"
 
 # What an older version's record means by not saying it: the first draws, an option's default.
 _UNSAID: dict[str, Any] = {
-    "draws_version": 1,
+    "noise_version": 1,
     "total_steps": None,
     **{name: option.default for name, option in OPTIONS.items()},
     "alpha": None,
@@ -39,7 +39,7 @@ def make_record(config: NEFTConfig, total_steps: int | None, seed: int | None) -
         **config.to_dict(),
         "seed": seed,
         "total_steps": total_steps,
-        "draws_version": DRAWS_VERSION,
+        "noise_version": NOISE_VERSION,
     }
 
 

@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer
 
 import neft_plugins
 from neft_plugins import NEFTCallback, NEFTConfig
-from neft_plugins.noise.seeds import DRAWS_VERSION
+from neft_plugins.noise.seeds import NOISE_VERSION
 from neft_plugins.trainer.record import CONFIG_FILE
 
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
@@ -78,7 +78,7 @@ def test_the_output_and_each_checkpoint_say_all_that_the_noise_depends_on(checkp
     for folder in (checkpoint.parent, checkpoint, checkpoint.parent / "checkpoint-4"):
         record = json.loads((folder / CONFIG_FILE).read_text())
         assert record.pop("neft_plugins_version") == neft_plugins.__version__
-        assert record.pop("draws_version") == DRAWS_VERSION
+        assert record.pop("noise_version") == NOISE_VERSION
         assert record.pop("total_steps") == 4
         assert NEFTConfig(**record) == with_options(CONFIG, seed=7)  # the trainer's
 
@@ -155,8 +155,8 @@ def test_other_total_steps_are_told_if_alpha_is_another(
 
 
 def test_other_draws_are_told(checkpoint, resumed, monkeypatch):
-    monkeypatch.setattr("neft_plugins.trainer.record.DRAWS_VERSION", DRAWS_VERSION + 1)
-    assert resumed(checkpoint) == [f"draws_version {DRAWS_VERSION} -> {DRAWS_VERSION + 1}"]
+    monkeypatch.setattr("neft_plugins.trainer.record.NOISE_VERSION", NOISE_VERSION + 1)
+    assert resumed(checkpoint) == [f"noise_version {NOISE_VERSION} -> {NOISE_VERSION + 1}"]
 
 
 @pytest.mark.parametrize(("now", "told"), [({}, ""), ({"alpha": 7.0}, "alpha 5.0 -> 7.0, ")])
@@ -164,7 +164,7 @@ def test_the_record_of_an_older_version_is_read(tmp_path, resumed, now, told):
     """It has no draws, total steps and resolved seed; and may lack an option that came later."""
     saved = train_and_save(tmp_path)
     record = json.loads((saved / CONFIG_FILE).read_text())
-    for later in ("draws_version", "total_steps", "alpha_end"):
+    for later in ("noise_version", "total_steps", "alpha_end"):
         del record[later]
     record |= {"neft_plugins_version": "0.1.0", "seed": None}
     (saved / CONFIG_FILE).write_text(json.dumps(record))
@@ -172,7 +172,7 @@ def test_the_record_of_an_older_version_is_read(tmp_path, resumed, now, told):
     state["stateful_callbacks"] = {"TrainerControl": state["stateful_callbacks"]["TrainerControl"]}
     (saved / "trainer_state.json").write_text(json.dumps(state))
     told_now = resumed(saved, with_options(CONFIG, **now), max_steps=12, seed=8, **SAVES)
-    assert told_now == [f"{told}draws_version 1 -> {DRAWS_VERSION}"]
+    assert told_now == [f"{told}noise_version 1 -> {NOISE_VERSION}"]
 
 
 def test_a_checkpoint_that_only_train_is_given_is_found(checkpoint, tmp_path, caplog):
