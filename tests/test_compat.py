@@ -44,6 +44,16 @@ def test_torch_counts_what_is_written_to_a_tensor():
     assert _compat.versions([weight]) != before
 
 
+def test_torch_marks_a_tensor_that_does_not_move(monkeypatch):
+    """Only on a CUDA device; what a compiled graph makes of it is in model/test_compile.py."""
+    marked = []
+    monkeypatch.setattr(torch._dynamo, "mark_static_address", marked.append)
+    tensors = [torch.zeros(()), SimpleNamespace(device=torch.device("cuda"))]
+    for tensor in tensors:
+        assert _compat.with_fixed_address(tensor) is tensor
+    assert marked == tensors[1:]
+
+
 def test_transformers_hook_is_known():
     model = tiny_llama()
     activate_neftune(model, 5.0)

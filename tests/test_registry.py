@@ -168,7 +168,7 @@ def test_a_broken_package_is_named(monkeypatch):
             "distribution",
             "uniform",
             lambda shape, generator: torch.zeros(shape, dtype=torch.float64),
-            r"'uniform' must draw float32 of shape \(1, 3, 8\); got torch.float64 of shape",
+            r"'uniform' must draw float32 of shape \(3, 8\); got torch.float64 of shape",
         ),
         (
             "distribution",

@@ -20,8 +20,8 @@ from transformers import (
 from transformers.integrations.neftune import activate_neftune, neftune_post_forward_hook
 
 from neft_plugins import NEFTConfig, attach_neft
-from neft_plugins.noise import seeds
-from neft_plugins.noise.inject import noise_scale
+from neft_plugins.noise import distributions, seeds
+from neft_plugins.noise.scale import noise_scale
 
 ALPHA = 5.0
 CONFIG = NEFTConfig(alpha=ALPHA)
@@ -71,17 +71,19 @@ def test_row_has_the_built_ins_scale_to_the_last_bit(shape, hidden_size):
     assert (noise_scale(width, hidden_size) * torch.tensor(ALPHA) == theirs).all()
 
 
-def test_row_and_uniform_are_the_built_in_with_a_generator_of_our_own():
+def test_row_and_uniform_are_the_built_in_with_draws_of_our_own(monkeypatch):
     embedding = nn.Embedding(32, 64).train()
     ids = torch.randint(0, 32, (3, 9))
     holder = nn.Sequential(embedding)
     with attach_neft(holder, NEFTConfig(alpha=ALPHA, length="row"), embedding="0") as neft:
         ours = holder(ids)
     seed = seeds.draw_seed(seeds.micro_batch_seed(neft.seed, step=0, micro_batch=0), 0, 0)
+    eps = distributions.uniform((3, 9, 64), torch.Generator().manual_seed(seed))
     embedding.neftune_noise_alpha = ALPHA
-    torch.manual_seed(seed)
+    # In place of its draw from U(-magnitude, magnitude).
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda _, low, high: eps * high)
     theirs = neftune_post_forward_hook(embedding, (ids,), embedding(ids))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert torch.equal(ours, theirs)
 
 
 def test_gemma_scales_before_the_built_in_adds_its_noise():

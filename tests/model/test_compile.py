@@ -5,7 +5,7 @@ import torch
 from helpers import tiny_llama
 from reference import ENCODINGS, Document, Embedder
 
-from neft_plugins import NEFTConfig, attach_neft
+from neft_plugins import NEFTConfig, _compat, attach_neft
 from neft_plugins.model.hooks import NoNoiseError
 
 pytestmark = pytest.mark.usefixtures("no_recompilation")
@@ -80,6 +80,35 @@ def test_inductor():
     compiled = torch.compile(model, fullgraph=True)
     with_compile = losses(model, compiled, batch, config)
     assert with_compile == pytest.approx(losses(model, model, batch, config), rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_sums_stay_where_they_are(monkeypatch, backend):
+    """On a CUDA device they are marked as not moving, which a CUDA graph that writes to them needs.
+
+    Marked so here too: a graph that took them to have moved would be compiled again.
+    """
+    monkeypatch.setattr(_compat, "with_fixed_address", fixed)
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model = tiny_llama()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher")) as neft:
+        places, logged = set(), []
+        for step in range(6):
+            neft.set_step(step)
+            compiled(**batch).loss.backward()
+            places.add(neft._passes.sums.data_ptr())
+            if step % 2:
+                logged.append(neft.metrics())
+    assert len(places) == 1
+    assert logged[0]["neft/noise_rms"] > 0
+    for each in logged[1:]:  # of rademacher, every draw has the same energy
+        assert each == pytest.approx(logged[0])
+
+
+def fixed(tensor: torch.Tensor) -> torch.Tensor:
+    torch._dynamo.mark_static_address(tensor)
+    return tensor
 
 
 def test_attaching_to_the_compiled_model_and_to_its_inside_are_the_same():

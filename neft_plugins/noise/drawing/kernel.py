@@ -5,6 +5,9 @@ and a key. The key is the seed. The counter is the place of eight coordinates, t
 call, so an element's draw is the same whatever the tile, the mask and the launch.
 """
 
+# What stands under Triton's decorator is not typed as Python is.
+# pyright: reportCallIssue=false, reportOperatorIssue=false
+
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -46,6 +49,8 @@ def add_noise(
     """
     tokens, d = clean.shape
     energies = torch.empty((2, tokens), dtype=torch.float32, device=clean.device)
+    if tokens == 0:
+        return energies
     columns = min(triton.next_power_of_2(max(d, 8)), _MAX_COLUMNS)
     rows = _TILE // columns
     with _current(clean.device):
@@ -139,9 +144,9 @@ def noise_kernel(
                 noise = tl.where(in_row, noise, 0.0)
             clean = x.to(tl.float32)
             # In one reduction, so that the draw is made in the layout of the loads alone.
-            squares = tl.reduce((noise * noise, clean * clean), 1, _add_pairs)
-            energy += squares[0]
-            signal += squares[1]
+            of_noise, of_clean = tl.reduce((noise * noise, clean * clean), 1, _add_pairs)
+            energy += of_noise
+            signal += of_clean
             # Scaled in float32, and added in the dtype of the embeddings.
             x = (clean + noise.to(x.dtype).to(tl.float32)).to(x.dtype)
         tl.store(noisy_ptr + start + step + offset, x, mask=here)
