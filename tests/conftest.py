@@ -11,6 +11,10 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Read when Triton is first imported, by whichever test: its kernels run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def _few_threads_and_a_known_seed():

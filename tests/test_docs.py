@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import string
 import subprocess
 import sys
@@ -419,13 +420,27 @@ def test_the_docstring_of_the_config_begins_each_text() -> None:
 @pytest.mark.parametrize("name", ["alpaca", "quickstart"])
 def test_the_noise_that_is_quoted_was_measured(name: str) -> None:
     path = REPO / "tests" / "benchmarks" / "results" / f"packing_noise_{name}.json"
-    quoted = table_rows(DOCS / "axolotl.md")
+    quoted = table_rows(DOCS / "benchmarks.md")
     for one in json.loads(path.read_text())["results"]:
         widths = " to ".join(map(str, sorted(set(one["row_width"]))))
         low, high = one["ratio_5_to_95_percent"]
         ratios = [f"{one['ratio_mean']:.3f}", f"{one['ratio_sd']:.3f}", f"{low:.3f} to {high:.3f}"]
         row = [one["rows"], widths, one["noise"], *ratios, f"{one['closed_form_mean']:.3f}"]
         assert row in quoted, row
+
+
+@pytest.mark.parametrize("model", ["quickstart", "stories15M"])
+def test_the_steps_that_are_quoted_were_measured(model: str) -> None:
+    path = REPO / "tests" / "benchmarks" / "results" / f"ranks_cost_{model}.json"
+    results = json.loads(path.read_text())["results"]
+    quoted = table_rows(DOCS / "benchmarks.md")
+    for engine in {one["engine"] for one in results}:
+        ratios = {one["noise"]: one["ratio"] for one in results if one["engine"] == engine}
+        cells = [
+            f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+            for found in map(ratios.get, ("off again", "built-in", "plugin"))
+        ]
+        assert [model, engine, *cells] in quoted, cells
 
 
 # Messages

@@ -148,7 +148,10 @@ def noise_kernel(
             energy += of_noise
             signal += of_clean
             # Scaled in float32, and added in the dtype of the embeddings.
-            x = (clean + noise.to(x.dtype).to(tl.float32)).to(x.dtype)
+            if x.dtype.primitive_bitwidth < 32:  # as torch rounds such a sum
+                x = (clean + noise.to(x.dtype).to(tl.float32)).to(x.dtype)
+            else:
+                x += noise.to(x.dtype)
         tl.store(noisy_ptr + start + step + offset, x, mask=here)
     tl.store(energies_ptr + row, energy, mask=in_rows)
     tl.store(energies_ptr + tokens + row, tl.where(noised, signal, 0.0), mask=in_rows)
