@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -25,25 +26,25 @@ def draw(distribution: str, shape=(5, 7), seed: int = 0) -> Tensor:
     return getattr(distributions, distribution)(shape, torch.Generator().manual_seed(seed))
 
 
-def on_nothing(
-    device: str, distribution: str, shape=MANY, *, seed: int = SEED, pass_index=0, call=0
+def at_place(
+    kernel: ModuleType | None,
+    device: str,
+    distribution: str,
+    shape: tuple[int, int] = MANY,
+    *,
+    seed: int = SEED,
+    pass_index: int = 0,
+    call: int = 0,
 ) -> Tensor:
-    """eps by the whole operation: the noise on embeddings of 0, with a scale of 1."""
-    ones = torch.ones(shape[0], dtype=torch.int64, device=device)
-    numbers = torch.tensor(math.sqrt(D)), torch.tensor(seed), torch.tensor(pass_index)
-    placed = Draw(*(each.to(device) for each in numbers), call)
-    zeros = torch.zeros(shape, device=device)
-    return operation.add_noise(zeros, ones, placed, distribution)[0].cpu()
-
-
-def by_kernel(device: str, distribution: str, shape=MANY, *, seed=SEED, pass_index=0, call=0):
-    from neft_plugins.noise.drawing import kernel
-
+    """eps: the noise on embeddings of 0, with a scale of 1."""
     noise = torch.zeros(shape, device=device)
     ones = torch.ones(shape[0], dtype=torch.int64, device=device)
     numbers = torch.tensor(math.sqrt(D)), torch.tensor(seed), torch.tensor(pass_index)
-    tensors = (each.to(device) for each in numbers)
-    kernel.add_noise(noise, noise, ones, *tensors, call, distribution, False)
+    place = Draw(*(each.to(device) for each in numbers), call)
+    if kernel is None:
+        operation.add_noise(noise, ones, place, distribution, in_place=True)
+    else:
+        kernel.add_noise(noise, noise, ones, *place, distribution, False)
     return noise.cpu()
 
 
@@ -51,7 +52,7 @@ def by_kernel(device: str, distribution: str, shape=MANY, *, seed=SEED, pass_ind
 def draw_on_path(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tensor]]:
     """Draws eps, by its place in a run."""
     if request.param == "blocks":
-        yield partial(on_nothing, "cpu")
+        yield partial(at_place, None, "cpu")
         return
     pytest.importorskip("triton")
     import interpreter
@@ -63,7 +64,7 @@ def draw_on_path(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tenso
     with interpreter.like_a_gpu(), pytest.MonkeyPatch.context() as patch:
         if request.param == "interpreter":  # a large tile takes it as long as a small one
             patch.setattr(kernel, "_TILE", 2**18)
-        yield partial(by_kernel, "cpu" if request.param == "interpreter" else "cuda")
+        yield partial(at_place, kernel, "cpu" if request.param == "interpreter" else "cuda")
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -123,8 +124,7 @@ def test_the_draws_fill_the_distribution(sample):
 
 def correlation(one: Tensor, other: Tensor, moment: int = 1) -> float:
     """In standard deviations, of draws (or of their squares) at the same places."""
-    one, other = (each.double() ** moment for each in (one, other))
-    one, other = one - one.mean(), other - other.mean()
+    one, other = (each - each.mean() for each in (one**moment, other**moment))
     return float((one * other).mean() / (one.std() * other.std())) * math.sqrt(one.numel())
 
 
