@@ -40,8 +40,8 @@ def measure(energies: Tensor, noised: Tensor, real: Tensor, hidden_size: int) ->
     """
     dtype = _dtype(energies.device)
     tokens = noised.sum(dtype=dtype)
-    counts = torch.stack([tokens * hidden_size, tokens, real.sum(dtype=dtype)])
-    return torch.cat([energies.sum(1, dtype=dtype), counts])
+    of_noise, of_clean = energies.sum(1, dtype=dtype).unbind()
+    return torch.stack([of_noise, of_clean, tokens * hidden_size, tokens, real.sum(dtype=dtype)])
 
 
 def summarise(sums: Tensor) -> NoiseStats:

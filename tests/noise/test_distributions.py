@@ -1,4 +1,4 @@
-"""eps: i.i.d., zero mean, variance 1/3; on both paths, in blocks of plain torch and in the kernel."""
+"""eps: i.i.d., of mean 0 and variance 1/3; on both paths, in blocks and in the kernel."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -179,9 +179,7 @@ def test_neighbours_in_a_run_have_draws_of_their_own(draw_on_path, distribution)
 @pytest.mark.parametrize("distribution", ALL)
 def test_neighbouring_steps_have_draws_of_their_own(draw_on_path, distribution):
     keys = [(42, 7, 3), (42, 8, 3), (42, 7, 4), (43, 7, 3)]
-    first, *others = (
-        draw_on_path(distribution, SOME, seed=micro_batch_seed(*key)) for key in keys
-    )
+    first, *others = (draw_on_path(distribution, SOME, seed=micro_batch_seed(*key)) for key in keys)
     for other in others:
         assert at_all_shifts(first, other).abs().max() < 7
 
