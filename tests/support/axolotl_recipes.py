@@ -265,6 +265,7 @@ def check_noise(run: Run, promise: Promise) -> None:
     record = json.loads((run.folder / "out" / "neft_config.json").read_text())
     for option in ("distribution", "tokens", "scale"):
         assert record[option] == getattr(promise, option), record
+    few = 0.03  # draws: five standard errors of the RMS of some 8000
     for step, alpha in zip(run.steps, promise.alphas, strict=True):
         assert step["neft/alpha"] == pytest.approx(alpha, rel=1e-6), step
         if alpha == 0:
@@ -272,10 +273,10 @@ def check_noise(run: Run, promise: Promise) -> None:
             continue
         assert step["neft/noised_tokens"] == pytest.approx(share, rel=1e-6), step
         if promise.scale == "relative":
-            assert step["neft/noise_to_signal"] == pytest.approx(alpha, rel=0.01), step
+            assert step["neft/noise_to_signal"] == pytest.approx(alpha, rel=few), step
         else:
             rms = factor * alpha / (3 * length * D) ** 0.5
-            assert step["neft/noise_rms"] == pytest.approx(rms, rel=0.01), (rms, step)
+            assert step["neft/noise_rms"] == pytest.approx(rms, rel=few), (rms, step)
 
 
 def document_length(run: Run) -> tuple[int, int]:
