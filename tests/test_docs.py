@@ -21,6 +21,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -437,10 +438,15 @@ def test_the_steps_that_are_quoted_were_measured(model: str) -> None:
     for engine in {one["engine"] for one in results}:
         ratios = {one["noise"]: one["ratio"] for one in results if one["engine"] == engine}
         cells = [
-            f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+            f"{rounded(statistics.median(found))} ({rounded(min(found))} to {rounded(max(found))})"
             for found in map(ratios.get, ("off again", "built-in", "plugin"))
         ]
         assert [model, engine, *cells] in quoted, cells
+
+
+def rounded(ratio: float) -> Decimal:
+    """To two places; a half of the last goes up, as by hand."""
+    return Decimal(str(ratio)).quantize(Decimal("0.01"), ROUND_HALF_UP)
 
 
 # Messages

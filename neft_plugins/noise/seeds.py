@@ -58,6 +58,20 @@ def draw_seed(seed: int, pass_index: int, call: int) -> int:
     return _hash("<QQQ", seed, pass_index, call)
 
 
+def block_seed(seed: int, block: int) -> int:
+    """The seed of one block of a draw, where that is drawn in blocks.
+
+    Args:
+        seed: That of the draw, see ``draw_seed``.
+        block: Number of the block.
+
+    Returns:
+        int in [0, 2^63), the same on every machine. Of these torch's generator for CPUs uses the
+        lower 32 bits.
+    """
+    return _hash("<QI", seed, block)
+
+
 def _hash(layout: str, *numbers: int) -> int:
     key = struct.pack(layout, *numbers)
     digest = hashlib.blake2b(key, digest_size=8, person=b"neft-plugins").digest()

@@ -78,7 +78,9 @@ def test_row_and_uniform_are_the_built_in_with_draws_of_our_own(monkeypatch):
     with attach_neft(holder, NEFTConfig(alpha=ALPHA, length="row"), embedding="0") as neft:
         ours = holder(ids)
     seed = seeds.draw_seed(seeds.micro_batch_seed(neft.seed, step=0, micro_batch=0), 0, 0)
-    eps = distributions.uniform((3, 9, 64), torch.Generator().manual_seed(seed))
+    eps = distributions.uniform(
+        (3, 9, 64), torch.Generator().manual_seed(seeds.block_seed(seed, 0))
+    )
     embedding.neftune_noise_alpha = ALPHA
     # In place of its draw from U(-magnitude, magnitude).
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda _, low, high: eps * high)

@@ -24,7 +24,9 @@ def given() -> dict[str, Tensor]:
 def drawn(step: int, k: int, pass_index: int, call: int = 0) -> Tensor:
     """The draw of a call, by the mathematics alone."""
     seed = seeds.draw_seed(seeds.micro_batch_seed(3, step, k), pass_index, call)
-    return distributions.uniform((2, 9, D), torch.Generator().manual_seed(seed))
+    return distributions.uniform(
+        (2, 9, D), torch.Generator().manual_seed(seeds.block_seed(seed, 0))
+    )
 
 
 def check_is(noise: Tensor, draw: Tensor) -> None:

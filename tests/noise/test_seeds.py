@@ -18,13 +18,14 @@ def test_a_seed_is_the_same_everywhere():
     # needs another NOISE_VERSION.
     assert seeds.micro_batch_seed(42, 7, 3) == 2347264511800656945
     assert seeds.draw_seed(2347264511800656945, 1, 2) == 1841357583601202466
+    assert seeds.block_seed(1841357583601202466, 3) == 314676895513455571
     assert seeds.NOISE_VERSION == 3
 
 
 @given(st.integers(-(2**63), 2**64 - 1), counts, counts, st.integers(0, 1), st.integers(0, 1024))
 def test_a_seed_fits_a_generator(seed, step, micro_batch, site, shard):
     value = seeds.micro_batch_seed(seed, step, micro_batch, site, shard)
-    for made in (value, seeds.draw_seed(value, micro_batch, site)):
+    for made in (value, seeds.draw_seed(value, micro_batch, site), seeds.block_seed(value, step)):
         assert 0 <= made < 2**63
         torch.Generator().manual_seed(made)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from neft_plugins import registry
 from neft_plugins.noise.scale import noise_scale, relative_noise_scale
+from neft_plugins.noise.seeds import block_seed
 
 CPU_BLOCK = 9 * 2**14
 """Coordinates in a block on a CPU: what it takes fits in a cache of 2 MiB."""
@@ -33,7 +34,7 @@ def add_noise(
         noisy: (N, d), where to write; may be ``clean``.
         lengths: (N,) int64, L of each token that gets noise, 0 of the others.
         alpha: 0-dim float32 on the device of ``clean``.
-        seed: Of the draw; the blocks' are those that follow it.
+        seed: Of the draw.
         distribution: Registered name of eps's distribution.
         relative: Whether alpha is the noise-to-signal ratio.
 
@@ -44,32 +45,32 @@ def add_noise(
         ValueError: If the distribution draws another shape or dtype.
     """
     tokens, d = clean.shape
-    on_cpu = clean.device.type == "cpu"
-    rows = max(1, (CPU_BLOCK if on_cpu else DEVICE_BLOCK) // d)
-    norms = torch.zeros((2, tokens), dtype=torch.float32, device=clean.device)
+    rows = max(1, (CPU_BLOCK if clean.device.type == "cpu" else DEVICE_BLOCK) // d)
+    if noisy is not clean:
+        noisy.copy_(clean)  # at once, which a CPU does on all its threads
     noised = lengths > 0
-    scales = None if relative else noise_scale(lengths, d).mul_(alpha)
+    energies = torch.zeros((2, tokens), dtype=torch.float32, device=clean.device)
+    scales = lengths if relative else noise_scale(lengths, d).mul_(alpha)
     draw = registry.load("distribution", distribution)
     generator = torch.Generator(clean.device)
     for block, first in enumerate(range(0, tokens, rows)):
         here = slice(first, first + rows)
-        if on_cpu and not noised[here].any():  # elsewhere this would wait for the device
-            if noisy is not clean:
-                noisy[here] = clean[here]
+        # Elsewhere this would wait for the device.
+        if noised.device.type == "cpu" and not noised[here].any():
             continue
-        signal = torch.linalg.vector_norm(clean[here], dim=-1, dtype=torch.float32)
-        eps = draw(clean[here].shape, generator.manual_seed(seed + block))
-        _check(eps, clean[here].shape, distribution)
-        if scales is None:
-            scale = relative_noise_scale(lengths[here], signal, d).mul_(alpha)
-        else:
-            scale = scales[here]
+        values, scale = noisy[here], scales[here]
+        of_noise, of_values = energies[:, here].unbind()
+        torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32, out=of_values)
+        if relative:
+            scale = relative_noise_scale(scale, of_values, d).mul_(alpha)
+        eps = draw(values.shape, generator.manual_seed(block_seed(seed, block)))
+        _check(eps, values.shape, distribution)
         noise = eps.mul_(scale.unsqueeze(-1))
-        torch.linalg.vector_norm(noise, dim=-1, out=norms[0, here])
-        torch.mul(signal, noised[here], out=norms[1, here])
+        torch.linalg.vector_norm(noise, dim=-1, out=of_noise)
         # In one dtype: a sum of two is several times as slow.
-        torch.add(clean[here], noise.to(clean.dtype), out=noisy[here])
-    return norms.square_()
+        torch.add(values, noise.to(values.dtype), out=values)
+    energies[1].mul_(noised)
+    return energies.square_()
 
 
 def _check(eps: Tensor, shape: torch.Size, distribution: str) -> None:
