@@ -27,7 +27,11 @@ def check_targets(record: dict[str, Any]) -> list[dict[str, Any]]:
     large = [c for c in cases if c["coordinates"] >= LARGE and c["tokens"] == "all"]
     gaussian = [case for case in large if case["distribution"] == "gaussian"]
     others = [case for case in large if case["distribution"] != "gaussian"]
-    small = [case for case in cases if (*case["batch"], case["d"]) == (8, 64, 288)]
+    small = [
+        case
+        for case in cases
+        if (*case["batch"], case["d"]) == (8, 64, 288) and case["distribution"] != "gaussian"
+    ]
     targets = []
 
     def add(
