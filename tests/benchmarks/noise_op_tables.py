@@ -116,7 +116,7 @@ def spread(ratio: dict[str, Any] | None) -> str:
         return ""
     found = (ratio["median"], *ratio["25_to_75_percent"])
     median, low, high = (f"{each:.{2 if each < 10 else 1}f}" for each in found)
-    return f"{median} ({low} to {high})"
+    return f"{median} ({low}-{high})"
 
 
 def number(value: float) -> str:
