@@ -8,7 +8,7 @@ not compiled again.
 
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,51 +102,41 @@ def seed_device(device: torch.device, has_kernel: bool) -> torch.device:
     return device if has_kernel and device.type in ("cuda", "xpu") else torch.device("cpu")
 
 
-def _add_noise(
-    embeddings: Tensor,
-    lengths: Tensor,
-    alpha: Tensor,
-    seed: Tensor,
-    pass_index: Tensor,
-    call: int,
-    distribution: str,
-    relative: bool,
-) -> tuple[Tensor, Tensor]:
+def _add_noise(embeddings: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
     noisy = torch.empty_like(embeddings, memory_format=torch.contiguous_format)
-    draw = Draw(alpha, seed, pass_index, call)
-    return noisy, _run(embeddings.contiguous(), noisy, lengths, draw, distribution, relative)
+    return noisy, _run(embeddings.contiguous(), noisy, *how)
 
 
-def _add_noise_in_place(
-    embeddings: Tensor,
-    lengths: Tensor,
-    alpha: Tensor,
-    seed: Tensor,
-    pass_index: Tensor,
-    call: int,
-    distribution: str,
-    relative: bool,
-) -> Tensor:
-    draw = Draw(alpha, seed, pass_index, call)
-    return _run(embeddings, embeddings, lengths, draw, distribution, relative)
+def _add_noise_in_place(embeddings: Tensor, *how: Any) -> Tensor:
+    return _run(embeddings, embeddings, *how)
 
 
 def _run(
-    clean: Tensor, noisy: Tensor, lengths: Tensor, draw: Draw, distribution: str, relative: bool
+    clean: Tensor,
+    noisy: Tensor,
+    lengths: Tensor,
+    alpha: Tensor,
+    seed: Tensor,
+    pass_index: Tensor,
+    call: int,
+    distribution: str,
+    relative: bool,
 ) -> Tensor:
     """By the kernel or in blocks; returns the energies."""
     in_place = noisy is clean
     clean = clean.view(-1, clean.shape[-1])
     noisy = clean if in_place else noisy.view(clean.shape)
     lengths = lengths.flatten()
-    if draw.seed.device.type == "cpu":
-        if clean.device.type == "cpu" and draw.alpha == 0:
+    if seed.device.type == "cpu":
+        if clean.device.type == "cpu" and alpha == 0:
             return _no_noise(clean, noisy)
-        seed = draw_seed(int(draw.seed), int(draw.pass_index), draw.call)
-        return blocks.add_noise(clean, noisy, lengths, draw.alpha, seed, distribution, relative)
+        of_draw = draw_seed(int(seed), int(pass_index), call)
+        return blocks.add_noise(clean, noisy, lengths, alpha, of_draw, distribution, relative)
     from neft_plugins.noise.drawing import kernel  # with Triton, which only a GPU needs
 
-    return kernel.add_noise(clean, noisy, lengths, *draw, distribution, relative)
+    return kernel.add_noise(
+        clean, noisy, lengths, alpha, seed, pass_index, call, distribution, relative
+    )
 
 
 def _no_noise(clean: Tensor, noisy: Tensor) -> Tensor:
@@ -160,12 +150,12 @@ def _energies(embeddings: Tensor) -> Tensor:
     return embeddings.new_empty((2, tokens), dtype=torch.float32)
 
 
-def _fake(embeddings: Tensor, *how: object) -> tuple[Tensor, Tensor]:
+def _fake(embeddings: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
     noisy = torch.empty_like(embeddings, memory_format=torch.contiguous_format)
     return noisy, _energies(embeddings)
 
 
-def _fake_in_place(embeddings: Tensor, *how: object) -> Tensor:
+def _fake_in_place(embeddings: Tensor, *how: Any) -> Tensor:
     return _energies(embeddings)
 
 
