@@ -5,11 +5,11 @@ from unittest import mock
 
 import pytest
 import torch
-from fake_passes import KINDS, OPTIONS, SCHEDULES, WaitsForTheDeviceError, run, watched
-from reference import ENCODINGS
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from fake_passes import KINDS, OPTIONS, SCHEDULES, WaitsForTheDeviceError, run, watch, watched
+from reference import ENCODINGS, Embedder
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from neft_plugins import registry
+from neft_plugins import NEFTConfig, attach_neft, registry
 from neft_plugins.noise.drawing import blocks, operation
 
 pytestmark = pytest.mark.skipif(
@@ -37,6 +37,23 @@ def test_of_schedules_too(options):
 def test_of_other_models_too(encoding, kind):
     draws = run("cuda:0", encoding, {"tokens": "response"}, kind)
     assert draws == [ON_THE_GPU] * 3 * (2 if kind == "twice" else 1)
+
+
+def test_weights_that_are_moved_after_attaching_are_followed():
+    batch = {"input_ids": torch.zeros(2, 8, dtype=torch.int64)}
+    mode = FakeTensorMode()
+    with mode:
+        model = Embedder(16)
+        neft = attach_neft(model, NEFTConfig(alpha=5.0), total_steps=4)
+        model.embed.weight = torch.nn.Parameter(model.embed.weight.to(GPU))
+        given = {key: mode.from_tensor(value).to(GPU) for key, value in batch.items()}
+        model(**given)  # learns where the embeddings are, and moves what it had
+        with watch() as watching:
+            for step in (1, 2):
+                neft.set_step(step)
+                model(**given)
+        assert neft._passes.sums.device == GPU
+    assert watching.draws == [ON_THE_GPU] * 2
 
 
 def theirs(shape, generator):

@@ -37,7 +37,7 @@ class WaitsForTheDeviceError(AssertionError):
     """What reads a value of the device's, or moves one from a device to another."""
 
 
-class _Watch(TorchDispatchMode):
+class watch(TorchDispatchMode):  # noqa: N801, a context manager
     """An error where the fake tensors would not have one."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class _Watch(TorchDispatchMode):
 @contextmanager
 def watched() -> Iterator[FakeTensorMode]:
     """Make fake tensors, and hear of what waits for the device."""
-    with FakeTensorMode() as mode, _Watch():
+    with FakeTensorMode() as mode, watch():
         yield mode
 
 
@@ -118,7 +118,7 @@ def run(
         with torch.device(device):
             model = model_of(kind)
         given = {key: mode.from_tensor(value).to(device) for key, value in batch.items()}
-        with _Watch() as watch:
+        with watch() as watching:
             neft = attach_neft(model, NEFTConfig(**{"alpha": 5.0} | options), total_steps=4)
             for step, micro_step in ((0, 0), (0, 1), (1, 0)):
                 neft.set_step(step, micro_step)
@@ -128,4 +128,4 @@ def run(
                 if backward:
                     noisy.sum().backward()
     # Not removed: that would read the sums of the noise, which is for logs alone.
-    return watch.draws
+    return watching.draws
