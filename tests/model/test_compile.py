@@ -111,6 +111,24 @@ def fixed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+@pytest.mark.gpu
+def test_cuda_graphs_draw_anew_at_each_replay():
+    batch = {k: v.cuda() for k, v in ENCODINGS["padded right"](DOCUMENTS).arguments.items()}
+    model = tiny_llama().cuda()
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    with attach_neft(model, NEFTConfig(alpha=5.0)) as neft:
+        made = []
+        for step in range(8):  # the first are warm-ups, without a graph
+            neft.set_step(step)
+            loss = compiled(**batch).loss
+            loss.backward()
+            made.append(loss.item())
+            neft.set_step(step)
+            assert made[-1] == pytest.approx(model(**batch).loss.item(), rel=1e-3)
+            assert neft.metrics()["neft/noised_tokens"] == 1
+    assert len(set(made)) == len(made)
+
+
 def test_attaching_to_the_compiled_model_and_to_its_inside_are_the_same():
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
     model = tiny_llama()
