@@ -204,6 +204,30 @@ def test_noise_is_scaled_with_the_lookup_of_a_scaled_embedding(factor):
     torch.testing.assert_close(noise.abs(), torch.full_like(noise, expected))
 
 
+def stats_of(embedding: nn.Module, **options) -> dict[str, float]:
+    """Rademacher noise, whose energy is the same in every draw."""
+    batch = padded([Document(5)], extra=0)
+    model = Embedder(8)
+    model.embed = embedding
+    config = NEFTConfig(distribution="rademacher", **options)
+    with attach_neft(model, config) as neft:
+        model(**batch.arguments)
+        return neft.metrics()
+
+
+def test_the_factor_is_rounded_as_the_module_rounds_it():
+    factor = torch.tensor(3.01)  # 3.015625 in bfloat16
+    stats = stats_of(ScaledEmbedding(factor).to(torch.bfloat16), alpha=ALPHA)
+    expected = factor.bfloat16().item() * ALPHA / math.sqrt(5 * 8) / SQRT3
+    assert stats["neft/noise_rms"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0])
+def test_relative_scale_is_of_the_scaled_lookup(factor):
+    stats = stats_of(ScaledEmbedding(factor), alpha=0.1, scale="relative")
+    assert stats["neft/noise_to_signal"] == pytest.approx(0.1, rel=1e-6)
+
+
 def test_a_schedule_reaches_the_noise():
     batch = padded([Document(5)], extra=0)
     model = Embedder(8)
