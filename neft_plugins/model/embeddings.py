@@ -134,7 +134,7 @@ def gives_fresh_output(module: nn.Module) -> bool:
     by_transformers = scaled and kind.__module__.startswith("transformers.")
     is_replaced = "forward" in vars(module)
     hooks_of_hosts = all(
-        getattr(getattr(hook, "func", hook), "__module__", "").split(".")[0] in _HOSTS
+        str(getattr(getattr(hook, "func", hook), "__module__", "")).split(".")[0] in _HOSTS
         for hook in _compat.forward_hooks(module)
     )
     return (by_torch or by_transformers) and not is_replaced and hooks_of_hosts

@@ -12,6 +12,7 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from neft_plugins import NEFTConfig, attach_neft
+from neft_plugins.model.embeddings import gives_fresh_output
 
 CONFIG = NEFTConfig(alpha=5.0, seed=3)
 D = 32
@@ -94,6 +95,12 @@ def test_not_where_somebodys_hook_came_first():
     outputs_of(embedding)
     for each in kept:
         assert torch.equal(each, embedding.weight[IDS])
+
+
+def test_a_hook_of_no_module_is_somebodys():
+    embedding = nn.Embedding(16, D)
+    embedding.register_forward_hook([].append)
+    assert not gives_fresh_output(embedding)
 
 
 def test_not_where_the_forward_was_replaced():
