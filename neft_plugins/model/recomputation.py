@@ -107,10 +107,9 @@ def past_or_next(draw: Draw, place: int) -> Draw:
 
 
 # Python runs at each call, so not within CUDA graphs, which are cut here.
-_TAGS = (torch.Tag.cudagraph_unsafe,)
-
-
-@torch.library.custom_op("neft_plugins::past_or_next", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op(
+    "neft_plugins::past_or_next", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def _past_or_next(
     alpha: Tensor, seed: Tensor, pass_index: Tensor, call: int, place: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,7 +65,6 @@ class NoiseSite:
         self._model_name = type(model).__name__
         self._alone = alone
         self._shards = shards
-        registry.load("distribution", config.distribution)
         self._has_kernel = operation.has_kernel(config.distribution)
         self._gives_fresh_output = finder.gives_fresh_output(embedding.module)
         self.device = finder.device_of(embedding.module)
