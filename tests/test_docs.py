@@ -16,7 +16,6 @@ import re
 import shlex
 import statistics
 import string
-import subprocess
 import sys
 import textwrap
 import tomllib
@@ -29,7 +28,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from helpers import DATA, MODEL, REPO, tiny_llama
+from helpers import DATA, MODEL, REPO, run_python, tiny_llama
 
 from neft_plugins import NEFTConfig, registry
 from neft_plugins.config import KEY_OPTIONS, OPTIONS, default_text
@@ -301,7 +300,6 @@ def test_a_page_runs(page: Path) -> None:
     if page.stem == "sentence_transformers":
         pytest.importorskip("sentence_transformers")
     run_page(page)
-    torch.compiler.reset()
 
 
 def test_the_package_of_the_page_on_variants_is_built_and_used(folder: Path) -> None:
@@ -319,18 +317,6 @@ def test_the_package_of_the_page_on_variants_is_built_and_used(folder: Path) -> 
     listed = run_python(__file__, VARIANTS.name, PYTHONPATH=search)
     for name in ("laplace", "cyclic", "no_bos"):
         assert re.search(rf"\b{name}\b.*\bneft-extras 0\.1\.0\b", listed), listed
-
-
-def run_python(*arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_pages_link_to_what_is_there() -> None:

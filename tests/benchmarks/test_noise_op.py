@@ -2,29 +2,18 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from helpers import run_python
 
 HERE = Path(__file__).parent
 RESULTS = sorted((HERE / "results").glob("noise_op_*.json"))
 
 
 def run(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), *arguments],
-        env=os.environ | {"COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return run_python(str(HERE / script), *arguments, timeout=300, COLUMNS="160")
 
 
 def test_everything_is_measured(tmp_path):

@@ -1,12 +1,10 @@
 """The benchmark runs, and what it measures is what the equation says."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_python
 
 pytest.importorskip("axolotl")
 
@@ -17,15 +15,7 @@ def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_pat
     out = tmp_path / "results.json"
     options = ["--rows", "padded", "--rows", "packed", "--documents", "16"]
     options += ["--sequence-len", "256", "--json", str(out)]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
-        env=os.environ | {"COLUMNS": "140"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    shown = run_python(str(SCRIPT), *options, timeout=500, COLUMNS="140")
     results = json.loads(out.read_text())["results"]
     assert [(one["rows"], one["noise"]) for one in results] == [
         ("padded", "built-in"),
@@ -37,7 +27,7 @@ def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_pat
         assert one["documents"] == 16
         assert one["largest_gap"] < 0.03  # of one document; five standard errors of 6000 draws
         assert one["ratio_mean"] == pytest.approx(one["closed_form_mean"], rel=0.01)
-        assert f"{one['ratio_mean']:.3f}" in done.stdout
+        assert f"{one['ratio_mean']:.3f}" in shown
         if one["noise"] == "plugin":
             assert one["closed_form_mean"] == 1
         else:

@@ -1,13 +1,11 @@
 """The benchmark runs; what it measured is in results/, and no test asserts a time."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import run_python
 
 SCRIPT = Path(__file__).with_name("ranks_cost.py")
 
@@ -17,15 +15,8 @@ SCRIPT = Path(__file__).with_name("ranks_cost.py")
 def test_every_noise_is_measured_in_every_round(tmp_path):
     out = tmp_path / "results.json"
     options = ["--engines", "one process", "--engines", "DDP", "--steps", "3", "--rounds", "1"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, "--tokens", "16", "--json", str(out)],
-        env=os.environ | {"COLUMNS": "140"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    options += ["--tokens", "16", "--json", str(out)]
+    shown = run_python(str(SCRIPT), *options, timeout=200, COLUMNS="140")
     results = json.loads(out.read_text())["results"]
     noises = ["off", "off again", "built-in", "plugin"]
     assert [one["noise"] for one in results] == noises * 2
@@ -33,4 +24,4 @@ def test_every_noise_is_measured_in_every_round(tmp_path):
         assert len(one["ratio"]) == 1
         assert one["step_ms"] > 0
         assert (one["ratio"] == [1.0]) or one["noise"] != "off"
-        assert f"{one['step_ms']:.1f}" in done.stdout
+        assert f"{one['step_ms']:.1f}" in shown

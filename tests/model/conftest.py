@@ -1,4 +1,4 @@
-"""Compiled models: each test begins with nothing compiled and leaves nothing behind."""
+"""Compiled models: no graph is compiled again. Each test begins without any, see ../conftest.py."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,6 @@ import torch
 
 
 @pytest.fixture
-def compiled_anew() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-@pytest.fixture
-def no_recompilation(compiled_anew) -> Iterator[None]:
+def no_recompilation() -> Iterator[None]:
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield

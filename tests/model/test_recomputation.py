@@ -209,7 +209,6 @@ def as_wide(call: Call) -> Call:
     return padded_call
 
 
-@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("repeat", [False, True], ids=["other tokens", "same tokens"])
 def test_a_compiled_graph_that_is_run_again(repeat, backend):
@@ -220,7 +219,6 @@ def test_a_compiled_graph_that_is_run_again(repeat, backend):
     check(found, expected(as_wide(plainly), together=2, repeat=repeat), exact=False)
 
 
-@pytest.mark.usefixtures("compiled_anew")
 def test_each_call_of_a_compiled_graph_that_is_run_again():
     """Two calls in a graph, and two graphs with nothing between them."""
 
@@ -248,7 +246,6 @@ def test_each_call_of_a_compiled_graph_that_is_run_again():
         check(found, gradients[0], exact=False)
 
 
-@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("repeat", [False, True], ids=["other tokens", "same tokens"])
 def test_a_checkpoint_that_breaks_a_graph(repeat):
     """PyTorch takes no checkpoint into a graph whose forward pass has side effects, as hooks."""
@@ -312,7 +309,6 @@ def test_a_loss_that_forwards_in_its_backward_pass_is_refused(leaf):
             (loss + noisy.sum()).backward()
 
 
-@pytest.mark.usefixtures("compiled_anew")
 def test_a_compiled_model_that_is_called_in_a_backward_pass_is_refused():
     model, batch = Net(), batches(1)[0]
     compiled = torch.compile(model, backend="aot_eager")

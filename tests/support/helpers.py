@@ -1,4 +1,4 @@
-"""A small model, the quickstart's files, and the ``neft`` command."""
+"""A small model, the quickstart's files, the ``neft`` command, and Python in a new process."""
 
 import os
 import subprocess
@@ -31,3 +31,17 @@ def neft(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         check=False,
         timeout=300,
     )
+
+
+def run_python(*arguments: str, timeout: float | None = None, **environment: str) -> str:
+    """What Python prints in a process of its own, which must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
