@@ -203,6 +203,7 @@ CASES = [
         tokens="response",
         ranks=2,
         replaced={**SFT, **SMALL_BATCHES, **WIDE_ROWS, **TWO_RANKS},
+        environment={"PYTHONPATH": CPU_RANKS},
         leaves=("adapter_model.safetensors", "rng_state_1.pth"),
     ),
     Case(

@@ -4,7 +4,9 @@ One harness for every launcher (``neft sft``, ``accelerate launch``, torchrun, `
 and every engine. Which engine it is, accelerate's own variables say when it first looks around.
 """
 
+import atexit
 import os
+import time
 from typing import Any
 
 
@@ -12,6 +14,11 @@ def prepare() -> None:
     """Call in each rank before a host looks around."""
     if "LOCAL_RANK" not in os.environ:
         return
+    # The first that is registered is the last that is called. A worker thread of gloo needs the GIL
+    # to free the tensors of the last collective, and a busy machine may keep it waiting. Once the
+    # interpreter is on its way out, asking for the GIL ends the rank: "terminate called without an
+    # active exception".
+    atexit.register(time.sleep, 0.5)
     from accelerate import PartialState
     from accelerate.parallelism_config import ParallelismConfig
     from transformers import modeling_utils
