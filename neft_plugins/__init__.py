@@ -4,6 +4,8 @@ The public names are imported on first use, so importing this package loads no h
 """
 
 import importlib
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from neft_plugins.version import __version__
@@ -15,17 +17,16 @@ if TYPE_CHECKING:
     from neft_plugins.trainer import NEFTCallback
     from neft_plugins.trl import NEFTSFTConfig, NEFTSFTTrainer
 
-
-__all__ = [
-    "NEFTCallback",
-    "NEFTConfig",
-    "NEFTHandle",
-    "NEFTPlugin",
-    "NEFTSFTConfig",
-    "NEFTSFTTrainer",
-    "__version__",
-    "attach_neft",
-]
+    __all__ = [
+        "NEFTCallback",
+        "NEFTConfig",
+        "NEFTHandle",
+        "NEFTPlugin",
+        "NEFTSFTConfig",
+        "NEFTSFTTrainer",
+        "__version__",
+        "attach_neft",
+    ]
 
 # Public name -> its module, the host it needs, and the extra that installs that host.
 _NAMES: dict[str, tuple[str, str, str]] = {
@@ -39,8 +40,20 @@ _NAMES: dict[str, tuple[str, str, str]] = {
 }
 
 
+def _is_installed(host: str) -> bool:
+    try:
+        return find_spec(host) is not None
+    except (ImportError, ValueError):  # it is hidden
+        return False
+
+
+if not TYPE_CHECKING:  # what can be imported here, for `import *`, `help` and `dir`
+    _here = [name for name, (_, host, _) in _NAMES.items() if _is_installed(host)]
+    __all__ = sorted(["__version__", *_here])
+
+
 class MissingHostError(ImportError):
-    """A public name was used whose host library is not installed."""
+    """A public name was imported whose host library is not installed."""
 
 
 def __getattr__(name: str) -> Any:
@@ -52,10 +65,13 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != host:
             raise
-        raise MissingHostError(
-            f"`{name}` needs {host}; install it with pip install 'neft-plugins[{extra}]'"
-        ) from error
+        message = f"`{name}` needs {host}; install it with pip install 'neft-plugins[{extra}]'"
+        # `from neft_plugins import ...` would say no more than "cannot import name" if it got an
+        # AttributeError, which `hasattr` and the like need. No class can be both errors.
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+            raise MissingHostError(message) from error
+        raise AttributeError(message) from error
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

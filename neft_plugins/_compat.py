@@ -45,6 +45,11 @@ def adapter_switches(model: nn.Module) -> list[tuple[nn.Module, str]]:
     return switches + list(layers)[:1]
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT was applied to a model: it leaves its config there, on what it wraps too."""
+    return hasattr(model, "peft_config")
+
+
 def versions(tensors: Iterable[torch.Tensor]) -> list[int]:
     """How often each tensor was written to; torch counts it for autograd, and tells no one."""
     return [tensor._version for tensor in tensors]

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, InitVar, asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from neft_plugins import registry
@@ -41,7 +42,7 @@ class NEFTConfig:
     ``neftune_noise_alpha`` and every other option has the prefix ``neft_``.
 
     Args:
-        alpha: Strength of the noise.
+        alpha: Strength of the noise; 0 for none (a baseline), whatever the other options are.
         distribution: Distribution of the noise.
         schedule: How alpha changes over training.
         schedule_args: Arguments of the schedule.
@@ -53,7 +54,7 @@ class NEFTConfig:
         seed: Seed of the noise.
         warn: Whether a value that is allowed but hardly meant gives a ``NEFTWarning``.
 
-    The values of each option are told in the ``help`` of its field, below. ``length`` becomes
+    The values of each option are in the ``help`` of its field, below. ``length`` becomes
     None with ``scale: relative``; a plain loop's seed is ``torch.initial_seed()`` where none is
     given.
 
@@ -63,8 +64,8 @@ class NEFTConfig:
 
     alpha: float = field(
         metadata={
-            "help": "Strength of the noise: a number > 0; 5 to 15 is typical. With relative scale, "
-            "the noise-to-signal ratio; 0.02 to 0.2 is typical. Unset, there is no noise.",
+            "help": "Strength of the noise: a number >= 0; 5 to 15 is typical. With relative "
+            "scale, the noise-to-signal ratio; 0.02 to 0.2 is typical. 0, or unset: no noise.",
             "default": "off",
         }
     )
@@ -129,6 +130,8 @@ class NEFTConfig:
     warn: InitVar[bool] = field(default=True, kw_only=True)
 
     def __post_init__(self, warn: bool) -> None:
+        for option in ("alpha", "alpha_end", "warmup_steps", "seed"):
+            object.__setattr__(self, option, _plain(getattr(self, option)))
         self._check_alphas()
         _check_choice("distribution", self.distribution, registry.variants("distribution"))
         _check_choice("schedule", self.schedule, registry.variants("schedule"))
@@ -143,10 +146,9 @@ class NEFTConfig:
                 warnings.warn(doubt, NEFTWarning, stacklevel=3)
 
     def _check_alphas(self) -> None:
-        if not schedules.is_number(self.alpha) or self.alpha <= 0:
+        if not schedules.is_number(self.alpha) or self.alpha < 0:
             raise _error(
-                "`{alpha}` must be a number > 0 (5 to 15 is typical); got {got}. "
-                "Leave it out for no noise.",
+                "`{alpha}` must be a number >= 0 (5 to 15 is typical, 0 is no noise); got {got}.",
                 "alpha",
                 self.alpha,
             )
@@ -179,8 +181,8 @@ class NEFTConfig:
         steps = self.warmup_steps
         if not schedules.is_number(steps) or steps < 0 or (steps >= 1 and steps % 1 != 0):
             raise _error(
-                "`{warmup_steps}` must be a number of steps (int >= 0) or a share of training in "
-                "[0, 1); got {got}.",
+                "`{warmup_steps}` must be a number of steps (int >= 0) or a fraction of training "
+                "in [0, 1); got {got}.",
                 "warmup_steps",
                 steps,
             )
@@ -208,7 +210,8 @@ class NEFTConfig:
                 "schedule_args",
                 self.schedule_args,
             )
-        object.__setattr__(self, "schedule_args", dict(self.schedule_args))
+        plain = {name: _plain(value) for name, value in self.schedule_args.items()}
+        object.__setattr__(self, "schedule_args", plain)
         factory = registry.load("schedule", self.schedule)
         allowed = list(inspect.signature(factory).parameters)[3:]
         for name in self.schedule_args:
@@ -233,6 +236,8 @@ class NEFTConfig:
 
     def _doubts(self) -> Iterator["_Text"]:
         """What is allowed but hardly meant."""
+        if self.alpha == 0:
+            return
         if self.schedule == "constant" and self.alpha_end != 0:
             yield _text(
                 "`{alpha_end}` is {got}, but `{schedule}: constant` stays at `{alpha}` and never "
@@ -255,11 +260,13 @@ class NEFTConfig:
 
         Args:
             keys: Any mapping; keys that do not begin with ``neft`` are not looked at.
-                None, and an option's default, are the same as leaving it out.
+                None (on a command line, the text ``None``) and an option's default are the same as
+                leaving it out. What YAML reads as text although it is a number, such as 1e-2, is
+                one.
             warn: As in ``NEFTConfig``; False where the same keys are read again.
 
         Returns:
-            The config, or None where there is no alpha and so no noise.
+            The config, or None where alpha is unset. With alpha 0 the other keys are checked.
 
         Raises:
             NEFTConfigError: For a wrong value, an unknown ``neft*`` key, or a key without an
@@ -267,19 +274,28 @@ class NEFTConfig:
         """
         for key in keys:
             if key.lower().startswith("neft") and key not in KEY_OPTIONS:
+                if isinstance(keys[key], Mapping):
+                    raise NEFTConfigError(
+                        f"`{key}` is no key of the noise, and the keys in it would not be read. "
+                        "Write them at the top level, such as `neft_schedule: cosine`. A holder of "
+                        "YAML anchors needs a name that begins with `x-`."
+                    )
                 raise NEFTConfigError(
                     f"Unknown key `{key}`; the keys are {', '.join(KEY_OPTIONS)}."
                     f"{_closest(key.lower(), KEY_OPTIONS)}"
                 )
         given = {
-            option: keys[key] for key, option in KEY_OPTIONS.items() if keys.get(key) is not None
+            option: _number_in_text(option, keys[key])
+            for key, option in KEY_OPTIONS.items()
+            if keys.get(key) is not None and not is_none_in_text(keys[key])
         }
         if "alpha" not in given:
             for option, value in given.items():
                 if value != _DEFAULTS[option]:
                     raise NEFTConfigError(
                         f"`{KEY_NAMES[option]}` is set but `{ALPHA_KEY}` is not, so there would be "
-                        f"no noise. Set `{ALPHA_KEY}` (5 to 15 is typical).",
+                        f"no noise. Set `{ALPHA_KEY}` (5 to 15 is typical; 0 is no noise, for a "
+                        "baseline).",
                         option,
                     )
             return None
@@ -300,8 +316,8 @@ class NEFTConfig:
             total_steps: Optimizer steps of the whole run; may be None where nothing depends on it.
 
         Returns:
-            ``step -> alpha``, a pure function. A warm-up that is not over when training is gives
-            a ``NEFTWarning``.
+            ``step -> alpha``, a pure function; 0 at every step if alpha is 0. A warm-up that is not
+            over when training is gives a ``NEFTWarning``.
 
         Raises:
             NEFTConfigError: If ``total_steps`` is needed and None.
@@ -315,6 +331,8 @@ class NEFTConfig:
                 name=self.schedule,
                 warmup=str(self.warmup_steps),
             )
+        if self.alpha == 0:
+            return lambda step: 0.0
         total = total_steps or 0
         warmup = math.ceil(total * self.warmup_steps) if fraction else int(self.warmup_steps)
         decay = registry.load("schedule", self.schedule)(
@@ -337,6 +355,8 @@ class NEFTConfig:
         >>> NEFTConfig(alpha=5, schedule="cosine", tokens="response").describe(120)
         'alpha 5 -> 0 cosine over 120 steps, uniform, response tokens, L = sequence'
         """
+        if self.alpha == 0:
+            return "alpha 0, no noise"
         moving = self.schedule != "constant"
         parts = [
             f"alpha {self.alpha:g}"
@@ -368,6 +388,16 @@ KEY_OPTIONS: dict[str, str] = {key: option for option, key in KEY_NAMES.items()}
 _DEFAULTS: dict[str, Any] = {
     name: {} if name == "schedule_args" else option.default for name, option in OPTIONS.items()
 }
+_NUMBERS = ("alpha", "alpha_end", "warmup_steps")
+_SYNONYMS = {
+    **dict.fromkeys(("neft_alpha", "neftune_alpha", "neft_noise_alpha"), ALPHA_KEY),
+    **dict.fromkeys(("neft_warmup", "neft_warmup_ratio"), "neft_warmup_steps"),
+    "normal": "gaussian",
+    **dict.fromkeys(("completion", "assistant", "answer", "output"), "response"),
+    **dict.fromkeys(("instruction", "user", "input"), "prompt"),
+    "exp": "exponential",
+}
+"""What other libraries call an option or a value -> what it is here."""
 
 
 def default_text(option: str) -> str:
@@ -408,5 +438,35 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _closest(value: Any, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(value, list(allowed), n=1) if isinstance(value, str) else []
+    if not isinstance(value, str):
+        return ""
+    allowed = list(allowed)
+    meant = [_SYNONYMS[value]] if _SYNONYMS.get(value) in allowed else []
+    close = meant or difflib.get_close_matches(value, allowed, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def is_none_in_text(value: object) -> bool:
+    """Whether a value is what ``--neft_length None`` gives on a command line: unset, as text."""
+    return isinstance(value, str) and value == "None"
+
+
+def _plain(value: Any) -> Any:
+    """A number of another package (numpy's) as Python's, which JSON knows; others as they are."""
+    if isinstance(value, Integral):
+        return value if isinstance(value, bool) else int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _number_in_text(option: str, value: Any) -> Any:
+    """A number that YAML reads as text, such as 1e-2, as a number; anything else as it is."""
+    if option == "schedule_args" and isinstance(value, Mapping):
+        return {name: _number_in_text(name, each) for name, each in value.items()}
+    if not isinstance(value, str) or (option in OPTIONS and option not in _NUMBERS):
+        return value
+    for number in (int, float):
+        try:
+            return number(value) if math.isfinite(float(value)) else value
+        except ValueError:
+            continue
+    return value

@@ -30,7 +30,7 @@ class Variant(NamedTuple):
 
 
 class RegistryError(RuntimeError):
-    """A variant that cannot be found, cannot be loaded, or is registered twice."""
+    """A variant that cannot be found, cannot be loaded, is registered twice, or fails."""
 
 
 def variants(kind: Kind) -> dict[str, Variant]:
@@ -65,6 +65,23 @@ def variants(kind: Kind) -> dict[str, Variant]:
             "pip install -e . in a checkout)."
         )
     return dict(sorted(found.items()))
+
+
+def failure(kind: Kind, name: str, error: Exception) -> RegistryError:
+    """What to raise where a variant of somebody's raised an error.
+
+    Args:
+        kind: "distribution", "schedule" or "tokens".
+        name: A registered name.
+        error: What it raised.
+
+    Returns:
+        The error that names the variant and its package.
+    """
+    return RegistryError(
+        f"The {kind} '{name}' of {variants(kind)[name].package} raised {type(error).__name__}: "
+        f"{error}. Repair that package, or choose another."
+    )
 
 
 @cache

@@ -1,5 +1,6 @@
 """What every test shares: an offline machine, few threads, small models."""
 
+import logging
 import os
 import sys
 
@@ -34,3 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+
+
+@pytest.fixture
+def caplog(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """Has our logger's messages too, which transformers passes on to the root's in CI alone."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return caplog

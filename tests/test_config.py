@@ -1,10 +1,12 @@
 """Every wrong value: what was got, what is allowed, what to do."""
 
+import json
 import math
 import pickle
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,14 +41,14 @@ WRONG_VALUES = [
     *(
         (
             {"neft_warmup_steps": value},
-            "`neft_warmup_steps` must be a number of steps (int >= 0) or a share of training in "
+            "`neft_warmup_steps` must be a number of steps (int >= 0) or a fraction of training in "
             f"[0, 1); got {value!r}.",
         )
-        for value in (1.5, -1, -0.1, "10", True, float("nan"), float("inf"), [1])
+        for value in (1.5, -1, -0.1, "ten", True, float("nan"), float("inf"), [1])
     ),
     *(
         ({"neft_alpha_end": value}, f"`neft_alpha_end` must be a number >= 0; got {value!r}.")
-        for value in (-1, "1", True, float("nan"))
+        for value in (-1, "one", "inf", True, float("nan"))
     ),
     *(
         ({"neft_seed": value}, f"`neft_seed` must be an int or unset; got {value!r}.")
@@ -55,10 +57,10 @@ WRONG_VALUES = [
     *(
         (
             {"neftune_noise_alpha": value},
-            "`neftune_noise_alpha` must be a number > 0 (5 to 15 is typical); got "
-            f"{value!r}. Leave it out for no noise.",
+            "`neftune_noise_alpha` must be a number >= 0 (5 to 15 is typical, 0 is no noise); got "
+            f"{value!r}.",
         )
-        for value in (0, -5, "5", True, float("nan"), float("inf"))
+        for value in (-5, "five", "", True, float("nan"), float("inf"))
     ),
     *(
         ({key: 10**6 + 1}, f"`{key}` must be at most 1e6, and 5 to 15 is typical; got 1000001.")
@@ -107,15 +109,15 @@ WRONG_VALUES = [
         "`neft_schedule_args` of 'exponential': `decay_rate` must be a number in (0, 1]; got 2.",
     ),
     (
-        {"neft_schedule": "exponential", "neft_schedule_args": {"decay_rate": "1e-2"}},
+        {"neft_schedule": "exponential", "neft_schedule_args": {"decay_rate": "nan"}},
         "`neft_schedule_args` of 'exponential': `decay_rate` must be a number in (0, 1]; got "
-        "'1e-2'.",
+        "'nan'.",
     ),
     ({"neft_length": ""}, "`neft_length` must be one of 'noised', 'row', 'sequence'; got ''."),
     (
         {"neft_schedule": "step", "neft_schedule_args": {"step_size": 1.5}},
         "`neft_schedule_args` of 'step': `step_size` must be a number of steps (int >= 1) or a "
-        "share of training in (0, 1); got 1.5.",
+        "fraction of training in (0, 1); got 1.5.",
     ),
     (
         {"neft_scale": "relative", "neft_length": "sequence"},
@@ -128,6 +130,15 @@ WRONG_VALUES = [
         "neft_schedule, neft_schedule_args, neft_alpha_end, neft_warmup_steps, neft_tokens, "
         "neft_length, neft_scale, neft_seed. Did you mean 'neft_schedule'?",
     ),
+]
+# What other libraries call it, or how it is spelt elsewhere -> what it is here.
+HINTS = [
+    ({"neft_distribution": "normal"}, "gaussian"),
+    ({"neft_tokens": "completion"}, "response"),
+    ({"neft_tokens": "assistant"}, "response"),
+    ({"neft_schedule": "exp"}, "exponential"),
+    ({"neft_alpha": 5}, "neftune_noise_alpha"),
+    ({"neft_warmup_ratio": 0.1}, "neft_warmup_steps"),
 ]
 
 
@@ -151,8 +162,8 @@ def test_python_names_have_no_prefix(options, message):
 
 def test_an_error_survives_the_way_between_processes():
     for make in (
-        lambda: NEFTConfig(alpha=0),
-        lambda: NEFTConfig.from_keys({ALPHA_KEY: 0}),
+        lambda: NEFTConfig(alpha=-1),
+        lambda: NEFTConfig.from_keys({ALPHA_KEY: -1}),
     ):
         with pytest.raises(NEFTConfigError) as told:
             make()
@@ -223,6 +234,95 @@ def test_a_long_value_is_cut():
         NEFTConfig(alpha=5, alpha_end="1" * 1000)
 
 
+@pytest.mark.parametrize(("keys", "meant"), HINTS, ids=str)
+def test_what_others_call_it_is_understood(keys, meant):
+    with pytest.raises(NEFTConfigError, match=f" Did you mean '{meant}'\\?$"):
+        NEFTConfig.from_keys({"neftune_noise_alpha": 5, **keys})
+
+
+def test_keys_in_a_mapping_are_told_to_be_flat():
+    with pytest.raises(NEFTConfigError, match="`neft` is no key of the noise, and the keys in it"):
+        NEFTConfig.from_keys({"neftune_noise_alpha": 5, "neft": {"schedule": "cosine"}})
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number():
+    keys = {
+        "neftune_noise_alpha": "1e1",
+        "neft_alpha_end": "1e0",
+        "neft_warmup_steps": "1e-1",
+        "neft_schedule": "exponential",
+        "neft_schedule_args": {"decay_rate": "1e-2", "transition_steps": "20"},
+    }
+    config = NEFTConfig.from_keys(keys)
+    assert (config.alpha, config.alpha_end, config.warmup_steps) == (10, 1, 0.1)
+    assert config.schedule_args == {"decay_rate": 0.01, "transition_steps": 20}
+    assert keys["neft_schedule_args"]["decay_rate"] == "1e-2"  # the caller's is left alone
+
+
+@pytest.mark.parametrize("option", ["alpha", "alpha_end", "warmup_steps", "seed"])
+def test_text_is_no_number_in_python(option):
+    with pytest.raises(NEFTConfigError, match=f"`{option}` must be .*; got '1'"):
+        NEFTConfig(**{"alpha": 5, option: "1"})
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = NEFTConfig(
+        alpha=np.float32(2.5),
+        warmup_steps=np.int64(3),
+        seed=np.int32(7),
+        schedule="polynomial",
+        schedule_args={"power": np.float64(3)},
+    )
+    plain = NEFTConfig(
+        alpha=2.5, warmup_steps=3, seed=7, schedule="polynomial", schedule_args={"power": 3.0}
+    )
+    assert config == plain
+    assert json.loads(json.dumps(config.to_dict())) == plain.to_dict()
+    assert not isinstance(config.seed, np.generic)
+    for wrong in (np.float32("nan"), np.bool_(True), np.ones(2)):
+        with pytest.raises(NEFTConfigError, match="`alpha` must be a number"):
+            NEFTConfig(alpha=wrong)
+
+
+@pytest.mark.parametrize("key", sorted(KEY_OPTIONS))
+def test_none_in_text_is_unset(key):
+    values = {"neft_length": "row", "neft_seed": 3, "neft_schedule": "cosine"}
+    alpha = {} if key == "neftune_noise_alpha" else {"neftune_noise_alpha": 5}
+    given = {k: v for k, v in values.items() if k != key and alpha}
+    assert NEFTConfig.from_keys({**alpha, **given, key: "None"}) == NEFTConfig.from_keys(
+        {**alpha, **given}
+    )
+
+
+# A baseline: alpha 0.
+
+
+def test_alpha_0_is_no_noise_whatever_the_other_keys():
+    keys = {
+        "neftune_noise_alpha": 0,
+        "neft_schedule": "linear",
+        "neft_alpha_end": 3,
+        "neft_warmup_steps": 0.1,
+        "neft_tokens": "response",
+    }
+    config = NEFTConfig.from_keys(keys)
+    schedule = config.build_schedule(20)
+    assert {schedule(step) for step in range(21)} == {0.0}
+    assert config.describe(20) == "alpha 0, no noise"
+    assert (config.schedule, config.tokens) == ("linear", "response")
+
+
+def test_the_keys_of_a_baseline_are_checked():
+    with pytest.raises(NEFTConfigError, match="Did you mean 'cosine'"):
+        NEFTConfig.from_keys({"neftune_noise_alpha": 0, "neft_schedule": "cosin"})
+
+
+def test_a_baseline_is_not_warned_of_its_keys():
+    NEFTConfig(alpha=0, alpha_end=3)  # a warning is an error
+    NEFTConfig(alpha=0, alpha_end=3, schedule="linear", scale="relative")
+    NEFTConfig(alpha=0, warmup_steps=30).build_schedule(20)
+
+
 def test_seeds_are_those_of_torch():
     generator = torch.Generator()
     for seed in (-(2**63), 2**64 - 1):
@@ -238,7 +338,7 @@ def test_a_key_without_an_alpha_is_an_error(key):
     values = {"neft_schedule_args": {"power": 2}, "neft_alpha_end": 1.0, "neft_seed": 3}
     message = (
         f"`{key}` is set but `neftune_noise_alpha` is not, so there would be no noise. Set "
-        "`neftune_noise_alpha` (5 to 15 is typical)."
+        "`neftune_noise_alpha` (5 to 15 is typical; 0 is no noise, for a baseline)."
     )
     for alpha in ({}, {"neftune_noise_alpha": None}):
         with pytest.raises(NEFTConfigError, match=re.escape(message)) as told:

@@ -11,6 +11,17 @@ import neft_plugins
 
 HOSTS = ("transformers", "trl", "axolotl", "peft", "accelerate", "datasets", "deepspeed", "click")
 
+HIDE = """
+        import sys
+
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {hosts!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+"""
+
 
 def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -56,21 +67,47 @@ def test_the_check_of_hosts_can_fail():
     ],
 )
 def test_a_missing_host_says_what_to_install(name, host, extra):
-    result = run(f"""
-        import sys
-
-        class Missing:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == {host!r}:
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-        sys.meta_path.insert(0, Missing())
+    result = run(
+        HIDE.format(hosts=(host,))
+        + f"""
         import neft_plugins
 
         neft_plugins.{name}
-    """)
+    """
+    )
     message = f"`{name}` needs {host}; install it with pip install 'neft-plugins[{extra}]'"
     assert message in result.stderr.strip().splitlines()[-1]
+
+
+def test_names_without_their_host_are_not_there():
+    """For `import *`, `help`, `dir` and `inspect.getmembers`, which then show the others."""
+    result = run(
+        HIDE.format(hosts=("axolotl", "trl"))
+        + """
+        import inspect, pydoc
+        from neft_plugins import *
+
+        import neft_plugins
+
+        absent = ["NEFTPlugin", "NEFTSFTConfig", "NEFTSFTTrainer"]
+        assert NEFTConfig is neft_plugins.NEFTConfig
+        assert not {*absent} & {*globals(), *neft_plugins.__all__, *dir(neft_plugins)}
+        members = dict(inspect.getmembers(neft_plugins))
+        assert members["attach_neft"] is attach_neft
+        assert "NEFTPlugin" not in members
+        assert "NEFTCallback" in pydoc.render_doc(neft_plugins)
+        assert not any(hasattr(neft_plugins, name) for name in absent)
+        assert getattr(neft_plugins, "NEFTPlugin", "default") == "default"
+        try:
+            from neft_plugins import NEFTPlugin
+        except ImportError as error:
+            print(error)
+    """
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == (
+        "`NEFTPlugin` needs axolotl; install it with pip install 'neft-plugins[axolotl]'"
+    )
 
 
 def test_every_public_name_loads():

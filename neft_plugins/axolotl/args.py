@@ -1,13 +1,15 @@
 """NEFTArgs: the keys in an Axolotl YAML, checked before a model is loaded."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
 from neft_plugins.axolotl.modes import check_mode
-from neft_plugins.config import ALPHA_KEY, OPTIONS, NEFTConfig, default_text
+from neft_plugins.config import ALPHA_KEY, OPTIONS, NEFTConfig, NEFTConfigError, default_text
 
-NUMBERS = (ALPHA_KEY, "neft_alpha_end", "neft_warmup_steps")
+OLD_ALPHA_KEY = "noisy_embedding_alpha"
+"""Axolotl's own deprecated name of ``neftune_noise_alpha``."""
 
 
 def _key(option: str) -> Any:
@@ -33,22 +35,49 @@ class NEFTArgs(BaseModel):
     @classmethod
     def check_neft_keys(cls, data: Any) -> Any:
         """Refuse wrong values, unknown ``neft*`` keys, and what cannot have noise."""
-        keys = {**data}
-        if keys.get(ALPHA_KEY) is None:
-            keys[ALPHA_KEY] = keys.get("noisy_embedding_alpha")  # Axolotl's own deprecated name
-        config = NEFTConfig.from_keys({**keys, **_numbers(keys)})
-        if config is not None:
-            check_mode(config, keys)
-        return data
+        for where, key in _keys_inside(data):
+            raise NEFTConfigError(
+                f"`{key}` is inside `{where}`, where nothing reads it. Write it at the top level "
+                f"of the YAML, beside `{ALPHA_KEY}`. A holder of YAML anchors needs a name that "
+                "begins with `x-`."
+            )
+        config = NEFTConfig.from_keys(noise_keys(data))
+        if config is None:
+            return data
+        if config.alpha > 0:
+            check_mode(config, data)
+            return data
+        # Axolotl refuses an alpha of 0 under its own name; under its old one it keeps it.
+        return {**data, ALPHA_KEY: None, OLD_ALPHA_KEY: 0.0}
 
 
-def _numbers(keys: dict[str, Any]) -> dict[str, float]:
-    """What YAML reads as text although it is a number, such as 1e1; Axolotl takes these."""
-    numbers = {}
-    for key in NUMBERS:
-        if isinstance(keys.get(key), str):
-            try:
-                numbers[key] = float(keys[key])
-            except ValueError:
-                continue
-    return numbers
+def noise_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the noise in an Axolotl YAML, before it is validated or after.
+
+    Args:
+        cfg: The YAML. Axolotl's old name of ``neftune_noise_alpha`` counts too.
+
+    Returns:
+        What ``NEFTConfig.from_keys`` takes.
+    """
+    keys = {key: value for key, value in cfg.items() if key.lower().startswith("neft")}
+    if keys.get(ALPHA_KEY) is None:
+        keys[ALPHA_KEY] = cfg.get(OLD_ALPHA_KEY)
+    return keys
+
+
+def _keys_inside(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(top-level key, key) of each key of the noise that is not at the top level."""
+    for where, value in data.items():
+        if not str(where).lower().startswith(("neft", "x-")):
+            yield from ((where, key) for key in _all_keys(value) if key.startswith("neft"))
+
+
+def _all_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield str(key)
+            yield from _all_keys(inside)
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            yield from _all_keys(inside)

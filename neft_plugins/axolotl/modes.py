@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from axolotl.utils.schemas.trl import TRLConfig
+from pydantic import TypeAdapter, ValidationError
 
 from neft_plugins.config import NEFTConfig, NEFTConfigError
 from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities
@@ -35,12 +36,12 @@ def check_mode(config: NEFTConfig, keys: Mapping[str, Any]) -> None:
                 "give them to the model. Use `neft_tokens: all`."
             )
     if config.tokens == "prompt":
-        for key in ("train_on_inputs", "pretraining_dataset"):
-            if keys.get(key):
-                raise NEFTConfigError(
-                    f"`neft_tokens: prompt` chooses no token with `{key}`, which trains on every "
-                    "token, so there would be no noise. Use `neft_tokens: all`."
-                )
+        reason = _trains_on_every_token(keys)
+        if reason:
+            raise NEFTConfigError(
+                f"`neft_tokens: prompt` chooses no token with `{reason}`, which trains on every "
+                "token, so there would be no noise. Use `neft_tokens: all`."
+            )
 
 
 def _online_arguments(keys: Mapping[str, Any]) -> Any:
@@ -64,6 +65,27 @@ def _online_arguments(keys: Mapping[str, Any]) -> Any:
         or trl.vllm_importance_sampling_correction is not False,
         off_policy_mask_threshold=trl.off_policy_mask_threshold if is_grpo else None,
     )
+
+
+def _trains_on_every_token(keys: Mapping[str, Any]) -> str | None:
+    """The key that leaves no token out, if any does.
+
+    A chat template keeps headers and ends of turns from it; custom types may.
+    """
+    if keys.get("pretraining_dataset"):
+        return "pretraining_dataset"
+    datasets = keys.get("datasets")
+    types = [each.get("type") for each in datasets or [] if isinstance(each, Mapping)]
+    masked = any("chat_template" in str(kind) or "." in str(kind) for kind in types)
+    return "train_on_inputs" if _is_true(keys.get("train_on_inputs")) and not masked else None
+
+
+def _is_true(value: Any) -> bool:
+    """As Axolotl reads a bool: the text "false" is false."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:  # None; or what Axolotl has an error for
+        return False
 
 
 def _keeps_labels(keys: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
+from neft_plugins.axolotl.args import noise_keys
 from neft_plugins.config import ALPHA_KEY, NEFTConfig, NEFTConfigError
 from neft_plugins.trainer.callback import NEFTCallback
 
@@ -18,8 +19,9 @@ class NEFTPlugin(BasePlugin):
     """Add noise to the input embeddings in Axolotl's training, in the built-in's place.
 
     ``plugins: [neft_plugins.NEFTPlugin]`` in the YAML. The keys are those of ``NEFTArgs`` and
-    ``neftune_noise_alpha``; without an alpha, Axolotl trains as it does without the plugin. It
-    works through a ``NEFTCallback`` and needs no trainer class, so it goes with other plugins.
+    ``neftune_noise_alpha``; without an alpha, Axolotl trains as it does without the plugin, and
+    with 0 without noise, which is logged. It works through a ``NEFTCallback`` and needs no trainer
+    class, so it goes with other plugins.
     """
 
     def register(self, cfg: dict[str, Any]) -> None:
@@ -52,4 +54,4 @@ class NEFTPlugin(BasePlugin):
         plugins = PluginManager.get_instance().plugins
         if not any(plugins.get(name) is self for name in cfg.plugins or []):
             return None
-        return NEFTConfig.from_keys(cfg, warn=False)  # NEFTArgs has warned
+        return NEFTConfig.from_keys(noise_keys(cfg), warn=False)  # NEFTArgs has warned

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from neft_plugins import _compat
+from neft_plugins import _compat, registry
 from neft_plugins.config import NEFTConfig, NEFTWarning
 from neft_plugins.model import embeddings as finder
 from neft_plugins.model.batch import NOTED
@@ -67,7 +67,7 @@ def attach_neft(
     if shards is not None and data_rank is None:
         raise ValueError(
             "With `shards`, give `data_rank` and `data_world_size` too: the ranks that hold parts "
-            "of the same rows share one data rank."
+            "of the same rows have one data rank."
         )
     rank, world_size = _place_among_ranks(data_rank, data_world_size)
     seed = next(s for s in (config.seed, seed, torch.initial_seed()) if s is not None)
@@ -112,7 +112,7 @@ class NEFTHandle:
         self._passes = ForwardPasses(type(model).__name__, sites, owner=self)
         # Before the hooks: what is wrong with a schedule is said without any.
         self._passes.begin(self._micro_batch(0, 0), by_user=False)
-        self._hooks = hook(model, self._passes)
+        self._hooks = [] if config.alpha == 0 else hook(model, self._passes)
         self._passes.start(model)
 
     @property
@@ -136,10 +136,14 @@ class NEFTHandle:
                 f"`step` and `micro_step` count from 0; got step={step!r}, "
                 f"micro_step={micro_step!r}."
             )
+        self._passes.refuse_later_adapters()
         self._passes.begin(self._micro_batch(step, micro_step))
 
     def _micro_batch(self, step: int, micro_step: int) -> MicroBatch:
-        alpha = self._schedule(step)
+        try:
+            alpha = self._schedule(step)
+        except Exception as error:
+            raise registry.failure("schedule", self.config.schedule, error) from error
         if not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
             raise ValueError(
                 f"The schedule {self.config.schedule!r} gave alpha {alpha!r} at step {step}; it "
@@ -183,7 +187,7 @@ class NEFTHandle:
         Returns:
             ``neft/alpha`` at the step last set; and over this process's forward passes
             ``neft/noise_rms``, ``neft/noise_to_signal`` (noise RMS over embedding RMS of noised
-            tokens), ``neft/noised_tokens`` (share of real tokens), where there was any.
+            tokens), ``neft/noised_tokens`` (fraction of real tokens), where there was any.
         """
         self._passes.tell_if_step_was_never_set()
         logs = {"neft/alpha": self.alpha}

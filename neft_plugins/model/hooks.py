@@ -113,6 +113,7 @@ class _Scope:
             # Features may hold what was computed before, or be those of another encoder.
             missed = this.calls[number] == 0 and not this.of_features
             if missed and passes.is_on(site.embedding.module):
+                passes.refuse_later_adapters()
                 raise NoNoiseError(_no_noise(passes.model_name, site, this.batch))
             if this.outer is not None:  # a wrapper's pass has the noise of those within
                 this.outer.calls[number] += this.calls[number]

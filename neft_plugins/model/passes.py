@@ -118,6 +118,8 @@ class ForwardPasses:
     def start(self, model: nn.Module) -> None:
         """The passes of this model, unwrapped, may have noise from now on."""
         self.attached = True
+        self._model = weakref.ref(model)
+        self._has_adapters = _compat.has_adapters(model)
         self._switches = _compat.adapter_switches(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._trained = [weakref.ref(parameter) for parameter in trained[:8]]
@@ -126,6 +128,20 @@ class ForwardPasses:
         """No pass has noise any more."""
         self.attached = False
         self.extra, self.current, self._latest = {}, None, None
+
+    def refuse_later_adapters(self) -> None:
+        """Refuse a model to which PEFT was applied meanwhile: its switches were not seen.
+
+        Raises:
+            RuntimeError: With the way out.
+        """
+        model = self._model()
+        if model is not None and not self._has_adapters and _compat.has_adapters(model):
+            raise RuntimeError(
+                f"PEFT was applied to {self.model_name} after the noise was attached, which "
+                "cannot follow it: into copied embeddings, or off with the adapters. Call "
+                "`get_peft_model` first, then `attach_neft`."
+            )
 
     def begin(self, micro_batch: MicroBatch, by_user: bool = True) -> None:
         """Say that the passes to come are those of a micro-batch."""

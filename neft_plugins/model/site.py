@@ -12,6 +12,7 @@ from neft_plugins.model import embeddings as finder
 from neft_plugins.model.batch import Batch
 from neft_plugins.model.embeddings import InputEmbedding
 from neft_plugins.model.shards import SequenceShards
+from neft_plugins.model.variants import check_distribution
 from neft_plugins.noise import lengths, meter
 from neft_plugins.noise.drawing import operation
 from neft_plugins.noise.drawing.operation import Draw
@@ -66,6 +67,8 @@ class NoiseSite:
         self._alone = alone
         self._shards = shards
         self._has_kernel = operation.has_kernel(config.distribution)
+        if not self._has_kernel:
+            check_distribution(config.distribution)
         self._gives_fresh_output = finder.gives_fresh_output(embedding.module)
         self.device = finder.device_of(embedding.module)
 
@@ -82,7 +85,7 @@ class NoiseSite:
         Args:
             batch: What the model was given.
             module_ids: The tokens the embedding module was given, of any shape.
-            clean: (B, T, D) or (N, D), the module's output.
+            clean: (B, T, d) or (N, d), the module's output; N tokens that are packed.
             draw: Which draw, and how strong.
 
         Returns:
@@ -156,7 +159,12 @@ class NoiseSite:
         view = TokenView(
             ids, documents.real, documents.number, lambda: self._read_labels(batch, ids.shape)
         )
-        chosen = self._rule(view)
+        try:
+            chosen = self._rule(view)
+        except MissingLabelsError:
+            raise
+        except Exception as error:
+            raise registry.failure("tokens", self.config.tokens, error) from error
         if chosen.shape != ids.shape or chosen.dtype != torch.bool:
             raise ValueError(
                 f"The token rule '{self.config.tokens}' must give a bool mask of shape "
@@ -194,9 +202,10 @@ class NoiseSite:
         if shifted is not None:  # for Ulysses, transformers gives these as `labels` too
             labels = batches.shift_right(shifted)
         if labels is None:
-            seen = ", ".join(f"`{key}`" for key, value in batch.items() if value is not None)
+            given = [f"`{key}`" for key, value in batch.items() if value is not None]
+            seen = ", ".join(given) or "nothing that the noise knows"
             raise MissingLabelsError(
-                f"{rule} needs labels, but {self._model_name} was called with {seen} only. Pass "
+                f"{rule} needs labels, but {self._model_name} was called with {seen}. Pass "
                 "labels to the model, or call `neft.set_batch(labels=labels)` before the forward "
                 "pass, as NEFTSFTTrainer does. A trainer that keeps its labels or completion mask "
                 "from the model can only use `tokens: all`."

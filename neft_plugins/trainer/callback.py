@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.utils import logging as hf_logging
 
 from neft_plugins.config import ALPHA_KEY, NEFTConfig
 from neft_plugins.model.handle import NEFTHandle, attach_neft, attached_handle
@@ -21,10 +22,15 @@ from neft_plugins.trainer.record import (
     write_record,
 )
 
+_GIVEN_TWICE = "The Trainer was given this NEFTCallback twice. Give it once."
 RECORD = "neft_config"
 """The name of the record's copy in ``TrainerState.stateful_callbacks``."""
 
-logger = logging.getLogger(__name__)
+# Of transformers' loggers, whose handler shows a Trainer's messages. They show warnings only, if
+# nothing else is set; what noise a run has is worth a line.
+logger = cast("logging.Logger", hf_logging.get_logger("transformers.neft_plugins"))
+if logger.level == logging.NOTSET:
+    logger.setLevel(logging.INFO)
 
 
 class NEFTCallback(TrainerCallback, ExportableState):
@@ -32,7 +38,7 @@ class NEFTCallback(TrainerCallback, ExportableState):
 
     It attaches when training begins, sets the step for every micro-batch, adds ``neft/*`` metrics
     to the logs, writes ``neft_config.json`` into checkpoints, and detaches when training ends. A
-    Trainer does not tell its callbacks when an exception ends it: use ``with NEFTCallback(...) as
+    Trainer does not call its callbacks when an exception ends it: use ``with NEFTCallback(...) as
     callback:`` around ``train()``, or call ``remove()``, where the model is used afterwards (a new
     ``train()`` with a ``NEFTCallback`` cleans up by itself).
 
@@ -40,13 +46,15 @@ class NEFTCallback(TrainerCallback, ExportableState):
         config: What noise.
         embedding: As in ``attach_neft``.
         decoder: As in ``attach_neft``.
-        logger: Where it is told what will happen, at level INFO, and what changed on resuming.
+        logger: Where it logs what will happen, at level INFO, and what changed on resuming. Unset,
+            ``transformers.neft_plugins``, which is shown on stderr.
         contiguous_shards: Whether rows that context-parallel ranks share are cut by the host, into
             contiguous parts, and not by torch's ``context_parallel``.
 
     Raises:
         RuntimeError: When training begins, if noise is on the model already: ours, or the built-in
-            because ``neftune_noise_alpha`` is set in the Trainer's arguments too.
+            because ``neftune_noise_alpha`` is set in the Trainer's arguments too. If the callback
+            was given to the Trainer twice.
         NoNoiseError: In the first optimizer step, if the noise did not reach the model.
     """
 
@@ -82,6 +90,8 @@ class NEFTCallback(TrainerCallback, ExportableState):
         Returns:
             This callback.
         """
+        if self in trainer.callback_handler.callbacks:
+            raise RuntimeError(_GIVEN_TWICE)
         trainer.callback_handler.callbacks.insert(0, self)
         return self
 
@@ -107,12 +117,15 @@ class NEFTCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Attach the noise, in place of what an interrupted run may have left."""
+        if self.handle is not None and self.handle.run is state:
+            raise RuntimeError(_GIVEN_TWICE)
         self.remove()
         left = attached_handle(model)
         if left is not None and left.run is not None and left.run is not state:
             left.remove()
-        check_old_log_probabilities(args)
-        if args.n_gpu > 1:
+        if self.config.alpha > 0:
+            check_old_log_probabilities(args)
+        if self.config.alpha > 0 and args.n_gpu > 1:
             raise ValueError(
                 f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} "
                 "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
@@ -234,8 +247,8 @@ class NEFTCallback(TrainerCallback, ExportableState):
             before = read_record(checkpoint, copy)
         except (OSError, ValueError, TypeError) as error:
             self._logger.warning(
-                "NEFT: resumed at step %d, but %s cannot be read (%s), so nobody knows whether "
-                "the noise is what it was. Compare the keys with those of the run before.",
+                "NEFT: resumed at step %d, but %s cannot be read (%s), so it is not known "
+                "whether the noise is what it was. Compare the keys with those of the run before.",
                 state.global_step,
                 checkpoint / CONFIG_FILE,
                 error,
@@ -255,7 +268,7 @@ class NEFTCallback(TrainerCallback, ExportableState):
             self.handle.set_step(state.global_step, micro_step)
 
     def _check_fired(self) -> None:
-        if self.handle is None or self.handle.has_fired:
+        if self.handle is None or self.handle.has_fired or self.config.alpha == 0:
             return
         self.remove()
         raise NoNoiseError(

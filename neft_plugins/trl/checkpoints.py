@@ -1,13 +1,12 @@
 """Which checkpoint a killed run goes on from."""
 
 import json
-import logging
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-logger = logging.getLogger(__name__)
+from neft_plugins.trainer.callback import logger
 
 STATE_FILE = "trainer_state.json"
 """What a ``Trainer`` saves last, so that a checkpoint with a whole one was saved to its end."""

@@ -6,7 +6,14 @@ from typing import Any
 
 from trl import SFTConfig
 
-from neft_plugins.config import KEY_OPTIONS, OPTIONS, NEFTConfig, NEFTConfigError, default_text
+from neft_plugins.config import (
+    KEY_OPTIONS,
+    OPTIONS,
+    NEFTConfig,
+    NEFTConfigError,
+    default_text,
+    is_none_in_text,
+)
 from neft_plugins.noise.schedules import shown
 
 
@@ -59,13 +66,18 @@ class NEFTSFTConfig(SFTConfig):
         super().__post_init__()
 
     def neft_config(self) -> NEFTConfig | None:
-        """The noise these arguments ask for; None where ``neftune_noise_alpha`` is unset."""
+        """The noise these arguments ask for; None where ``neftune_noise_alpha`` is unset.
+
+        With alpha 0 it is that of a baseline: none.
+        """
         return NEFTConfig.from_keys(self._keys(), warn=False)
 
     def _keys(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in KEY_OPTIONS}
 
     def _parse_schedule_args(self) -> None:
+        if is_none_in_text(self.neft_schedule_args):
+            self.neft_schedule_args = None
         if isinstance(self.neft_schedule_args, str):
             try:
                 self.neft_schedule_args = json.loads(self.neft_schedule_args)

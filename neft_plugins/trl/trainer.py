@@ -1,7 +1,8 @@
 """NEFTSFTTrainer: SFTTrainer with the noise of its NEFTSFTConfig."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 from torch import Tensor, nn
 from trl import SFTTrainer
@@ -15,30 +16,44 @@ from neft_plugins.trl.checkpoints import STATE_FILE, find_checkpoint
 TAG = "neft"
 """Of a model that was trained with noise."""
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _typed_as(method: Callable[_P, _R]) -> Callable[[Callable[..., Any]], Callable[_P, _R]]:
+    """Show a method's signature to editors, type checkers and ``help`` in another's place."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[_P, _R]:
+        function.__wrapped__ = method  # pyright: ignore[reportFunctionMemberAccess]
+        return cast("Callable[_P, _R]", function)
+
+    return decorate
+
 
 class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
     """TRL's ``SFTTrainer`` with noisy embeddings, by the ``neft_*`` keys of its ``NEFTSFTConfig``.
 
-    ``neftune_noise_alpha`` is taken over from the built-in hook, so noise is added once. Without
-    it this is the ``SFTTrainer``. However training ends, the model is left without a hook.
-    ``neft/*`` metrics are logged beside the loss, and ``neft_config.json`` is saved beside the
-    model.
+    ``neftune_noise_alpha`` is taken over from the built-in hook, so noise is added once. Unset,
+    this is the ``SFTTrainer``; with 0 it has no noise, and logs so. However training ends, the
+    model is left without a hook. ``neft/*`` metrics are logged beside the loss, and
+    ``neft_config.json`` is saved beside the model.
 
     Takes the arguments of ``SFTTrainer``. Its ``args`` may also be a plain ``SFTConfig``, whose
-    ``neftune_noise_alpha`` then gets the default of every other key.
+    ``neftune_noise_alpha`` then gets the default of every other key. The keys are read again when
+    training begins, so what is set on ``trainer.args`` before that counts.
+
+    Attributes:
+        neft: The callback that adds the noise; None where ``neftune_noise_alpha`` is unset.
     """
 
+    neft: NEFTCallback | None = None
+
+    @_typed_as(SFTTrainer.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        keys = {key: getattr(self.args, key, None) for key in KEY_OPTIONS}
-        config = NEFTConfig.from_keys(keys, warn=False)  # NEFTSFTConfig has warned
-        self.neft: NEFTCallback | None = None
-        if config is not None:
-            self.neftune_noise_alpha = None  # what the built-in hook goes by
-            self.neft = NEFTCallback(config).add_to(self)
-            tagged: Any = self.model
-            tagged.add_model_tags([TAG])
+        self._read_keys()
 
+    @_typed_as(SFTTrainer.train)
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
@@ -51,6 +66,7 @@ class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
             *args: As in ``SFTTrainer.train``.
             **kwargs: Likewise.
         """
+        self._read_keys()
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
         self.args.resume_from_checkpoint = checkpoint  # where the callback looks for the old keys
         try:
@@ -58,6 +74,20 @@ class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
         finally:
             if self.neft is not None:
                 self.neft.remove()
+
+    def _read_keys(self) -> None:
+        """Have the noise that ``self.args`` ask for."""
+        keys = {key: getattr(self.args, key, None) for key in KEY_OPTIONS}
+        config = NEFTConfig.from_keys(keys, warn=False)  # NEFTSFTConfig has warned
+        self.neftune_noise_alpha = None  # what the built-in hook goes by
+        if config == (self.neft and self.neft.config):
+            return
+        if self.neft is not None:
+            self.remove_callback(self.neft)
+        self.neft = None if config is None else NEFTCallback(config).add_to(self)
+        if config is not None and config.alpha > 0:
+            tagged: Any = self.model
+            tagged.add_model_tags([TAG])
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
@@ -80,7 +110,7 @@ class NEFTSFTTrainer(WaitsForEveryRank, SFTTrainer):
     ) -> None:
         """As ``SFTTrainer.create_model_card``, with the tag ``neft`` if there was noise."""
         given = [tags] if isinstance(tags, str) else list(tags or [])
-        noisy = [] if self.neft is None else [TAG]
+        noisy = [TAG] if self.neft is not None and self.neft.config.alpha > 0 else []
         super().create_model_card(model_name, dataset_name, [*given, *noisy])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,7 +1,12 @@
 """NEFTCallback in a plain Trainer."""
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +21,7 @@ from neft_plugins import NEFTCallback, NEFTConfig, attach_neft
 from neft_plugins.model.handle import attached_handle
 from neft_plugins.model.hooks import NoNoiseError
 
+SUPPORT = Path(__file__).parents[1] / "support"
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
 EXACT = NEFTConfig(alpha=5.0, schedule="linear", distribution="rademacher")
 ALPHAS = [5.0, 3.75, 2.5, 1.25]
@@ -159,6 +165,67 @@ def test_two_callbacks_are_an_error(tmp_path):
     NEFTCallback(CONFIG).add_to(trainer)
     with pytest.raises(RuntimeError, match="already attached"):
         trainer.train()
+
+
+def test_one_callback_given_twice_is_an_error(tmp_path):
+    callback = NEFTCallback(CONFIG)
+    trainer = make_trainer(tmp_path, [callback])
+    with pytest.raises(RuntimeError, match="this NEFTCallback twice. Give it once."):
+        callback.add_to(trainer)
+    trainer = make_trainer(tmp_path, [callback, callback])
+    with pytest.raises(RuntimeError, match="this NEFTCallback twice. Give it once."):
+        trainer.train()
+    # The Trainer cannot say that this ended it; a new run begins with the callback alone.
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.train()
+    assert count_hooks(trainer.model) == 0
+
+
+def test_a_baseline_has_no_noise_and_says_so(tmp_path, caplog):
+    """Alpha 0, whatever the other options; nothing is attached, and every log has it."""
+    weights_of = {}
+    for name, callbacks in (
+        ("baseline", [NEFTCallback(replace(CONFIG, alpha=0, alpha_end=3.0))]),
+        ("plain", []),
+    ):
+        trainer = make_trainer(tmp_path, callbacks, save_strategy="steps", save_steps=2)
+        with recorded(trainer.model) as passes:
+            trainer.train()
+        assert len(passes) == 8
+        assert not any(p.noisy for p in passes)
+        weights_of[name] = weights(trainer)
+        logged = [log for log in trainer.state.log_history if "loss" in log]
+        seen = {key: value for log in logged for key, value in log.items() if "neft" in key}
+        assert seen == ({"neft/alpha": 0.0} if callbacks else {})
+    assert torch.equal(weights_of["baseline"], weights_of["plain"])
+    assert [m for m in caplog.messages if "NEFT" in m] == ["NEFT: alpha 0, no noise"]
+
+
+def test_a_baseline_that_goes_on_with_noise_is_told(tmp_path, caplog):
+    saves = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, [NEFTCallback(replace(CONFIG, alpha=0))], **saves).train()
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "NEFT: resumed at step 2 with other noise than before: alpha 0 -> 5" in caplog.text
+
+
+@pytest.mark.slow
+def test_what_noise_there_is_is_shown_in_a_script(tmp_path):
+    """On stderr, once, where no logging was set up."""
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(SUPPORT)!r})
+        from plain_trainer import make_trainer
+        from neft_plugins import NEFTCallback, NEFTConfig
+        config = NEFTConfig(alpha=5.0, schedule="linear")
+        make_trainer({str(tmp_path)!r}, [NEFTCallback(config)], max_steps=1).train()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    line = "NEFT: alpha 5 -> 0 linear over 1 steps, uniform, all tokens, L = sequence"
+    (shown,) = [each for each in result.stderr.splitlines() if "NEFT: " in each]
+    assert shown.endswith(line)
 
 
 def test_the_built_in_beside_the_callback_is_an_error(tmp_path):

@@ -73,7 +73,6 @@ def test_whatever_a_kill_left_of_a_save_is_passed_over(output, caplog):
 
 
 def test_what_is_resumed_is_told(output, caplog):
-    caplog.set_level(logging.INFO, "neft_plugins")
     find_checkpoint("latest", str(output))
     assert f"Resuming from {output}/checkpoint-3 at step 3." in caplog.text
     assert "passed over" not in caplog.text

@@ -60,7 +60,7 @@ def add_noise(
             continue
         values, scale = noisy[here], scales[here]
         of_noise, of_values = energies[:, here].unbind()
-        torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32, out=of_values)
+        _norms(values, of_values)
         if relative:
             scale = relative_noise_scale(scale, of_values, d).mul_(alpha)
         eps = draw(values.shape, generator.manual_seed(block_seed(seed, block)))
@@ -71,6 +71,14 @@ def add_noise(
         torch.add(values, noise.to(values.dtype), out=values)
     energies[1].mul_(noised)
     return energies.square_()
+
+
+def _norms(values: Tensor, out: Tensor) -> None:
+    """The L2 norm of each row, in float32."""
+    if values.dtype == torch.float64:  # which torch does not narrow
+        out.copy_(torch.linalg.vector_norm(values, dim=-1))
+    else:
+        torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32, out=out)
 
 
 def _check(eps: Tensor, shape: torch.Size, distribution: str) -> None:
