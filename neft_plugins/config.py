@@ -54,7 +54,7 @@ class NEFTConfig:
         seed: Seed of the noise.
         warn: Whether a value that is allowed but hardly meant gives a ``NEFTWarning``.
 
-    The values of each option are in the ``help`` of its field, below. ``length`` becomes
+    The values of each option are in the ``help`` of its field's metadata. ``length`` becomes
     None with ``scale: relative``; a plain loop's seed is ``torch.initial_seed()`` where none is
     given.
 
@@ -270,7 +270,7 @@ class NEFTConfig:
 
         Raises:
             NEFTConfigError: For a wrong value, an unknown ``neft*`` key, or a key without an
-            alpha.
+                alpha.
         """
         for key in keys:
             if key.lower().startswith("neft") and key not in KEY_OPTIONS:
@@ -352,8 +352,9 @@ class NEFTConfig:
     def describe(self, total_steps: int | None = None) -> str:
         """What will happen, in one line.
 
-        >>> NEFTConfig(alpha=5, schedule="cosine", tokens="response").describe(120)
-        'alpha 5 -> 0 cosine over 120 steps, uniform, response tokens, L = sequence'
+        Examples:
+            >>> NEFTConfig(alpha=5, schedule="cosine", tokens="response").describe(120)
+            'alpha 5 -> 0 cosine over 120 steps, uniform, response tokens, L = sequence'
         """
         if self.alpha == 0:
             return "alpha 0, no noise"

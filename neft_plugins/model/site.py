@@ -203,7 +203,7 @@ class NoiseSite:
             labels = batches.shift_right(shifted)
         if labels is None:
             given = [f"`{key}`" for key, value in batch.items() if value is not None]
-            seen = ", ".join(given) or "nothing that the noise knows"
+            seen = f"{', '.join(given)} only" if given else "nothing that the noise knows"
             raise MissingLabelsError(
                 f"{rule} needs labels, but {self._model_name} was called with {seen}. Pass "
                 "labels to the model, or call `neft.set_batch(labels=labels)` before the forward "

@@ -1,5 +1,6 @@
 """The keys in an Axolotl YAML: refused before a model is loaded, by every command alike."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -12,19 +13,18 @@ pytest.importorskip("axolotl")
 from axolotl_runs import PLUGIN, run_axolotl
 
 from neft_plugins.axolotl import NEFTArgs
-from neft_plugins.config import KEY_OPTIONS, OPTIONS, default_text
+from neft_plugins.config import KEY_OPTIONS, OPTIONS, NEFTConfigError, default_text
 
 ON = {"neftune_noise_alpha": 5}
 NO_ALPHA = (
     "is set but `neftune_noise_alpha` is not, so there would be no noise. Set "
-    "`neftune_noise_alpha` (5 to 15 is typical)."
+    "`neftune_noise_alpha` (5 to 15 is typical; 0 is no noise, for a baseline)."
 )
 # What the YAML says -> what the user reads.
 REFUSED = [
-    ({"neftune_noise_alpha": 0}, "`neftune_noise_alpha` must be a number > 0"),
-    ({"neftune_noise_alpha": -5}, "must be a number > 0 (5 to 15 is typical); got -5"),
-    ({"neftune_noise_alpha": "five"}, "must be a number > 0 (5 to 15 is typical); got 'five'"),
-    ({"neftune_noise_alpha": True}, "must be a number > 0 (5 to 15 is typical); got True"),
+    ({"neftune_noise_alpha": -5}, "(5 to 15 is typical, 0 is no noise); got -5."),
+    ({"neftune_noise_alpha": "five"}, "(5 to 15 is typical, 0 is no noise); got 'five'."),
+    ({"neftune_noise_alpha": True}, "(5 to 15 is typical, 0 is no noise); got True."),
     (
         {**ON, "neft_distribution": "gausian"},
         "`neft_distribution` must be one of 'gaussian', 'rademacher', 'uniform'; got 'gausian'. "
@@ -41,7 +41,7 @@ REFUSED = [
     ({**ON, "neft_alpha_end": "low"}, "`neft_alpha_end` must be a number >= 0; got 'low'"),
     (
         {**ON, "neft_warmup_steps": 1.5},
-        "`neft_warmup_steps` must be a number of steps (int >= 0) or a share of training in "
+        "`neft_warmup_steps` must be a number of steps (int >= 0) or a fraction of training in "
         "[0, 1); got 1.5.",
     ),
     ({**ON, "neft_tokens": "answer"}, "`neft_tokens` must be one of 'all', 'prompt', 'response'"),
@@ -59,12 +59,22 @@ REFUSED = [
     ({**ON, "neft_schedul": "linear"}, "Unknown key `neft_schedul`"),
     ({**ON, "neft_noise": 3}, "Unknown key `neft_noise`"),
     ({**ON, "NEFT_schedule": "linear"}, "Did you mean 'neft_schedule'?"),
-    ({"noisy_embedding_alpha": 0}, "`neftune_noise_alpha` must be a number > 0"),
+    ({"neftune_noise_alpha": 0, "neft_schedule": "cosin"}, "Did you mean 'cosine'?"),
+    ({**ON, "neft": {"schedule": "cosine"}}, "`neft` is no key of the noise, and the keys in it"),
+    ({**ON, "trl": {"neft_tokens": "all"}}, "`neft_tokens` is inside `trl`, where nothing reads it"),
+    (
+        {"lora_model_dir": {"deep": [{"neftune_noise_alpha": 5}]}},
+        "`neftune_noise_alpha` is inside `lora_model_dir`, where nothing reads it. Write it at",
+    ),
     ({"neftune_noise_alfa": 5}, "Did you mean 'neftune_noise_alpha'?"),
     ({"neft_schedule": "cosine"}, f"`neft_schedule` {NO_ALPHA}"),
     ({"neft_tokens": "response"}, f"`neft_tokens` {NO_ALPHA}"),
     (
         {**ON, "neft_tokens": "prompt", "train_on_inputs": True},
+        "`neft_tokens: prompt` chooses no token with `train_on_inputs`",
+    ),
+    (
+        {**ON, "neft_tokens": "prompt", "train_on_inputs": "true"},
         "`neft_tokens: prompt` chooses no token with `train_on_inputs`",
     ),
     ({**ON, "neft_tokens": "response", "use_eaft": True}, "with `use_eaft: true` Axolotl does not"),
@@ -107,6 +117,17 @@ def test_the_other_commands_take_what_is_right(tmp_path, data, command):
         ({**ON, "neft_schedule": "polynomial", "neft_schedule_args": {"power": 3}}, "polynomial"),
         ({**ON, "neft_warmup_steps": 0.5}, "warm-up 0.5 of training"),
         ({"neftune_noise_alpha": 0.1, "neft_scale": "relative"}, "relative to each embedding's"),
+        (
+            {
+                **ON,
+                "neft_schedule": "exponential",
+                "neft_schedule_args": {"decay_rate": "1e-2"},
+                "neft_length": "None",
+            },
+            "exponential over 2 steps, uniform, all tokens, L = sequence",
+        ),
+        ({**ON, "neft_tokens": "prompt", "train_on_inputs": "false"}, "prompt tokens"),
+        ({**ON, "x-noise": {"neft_schedule": "cosine"}}, "alpha 5 constant"),  # holds anchors
     ],
     ids=str,
 )
@@ -115,6 +136,54 @@ def test_what_is_right_trains(tmp_path, data, keys, described):
     assert run.exit_code == 0, run.printed[-3000:]
     line = next(line for line in run.printed.splitlines() if "NEFT:" in line)
     assert described in line
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"neftune_noise_alpha": 0},
+        {"neftune_noise_alpha": "0.0", "neft_schedule": "linear", "neft_tokens": "response"},
+        {"noisy_embedding_alpha": 0},
+        {"options": {"neftune_noise_alpha": 0.0}, **ON, "neft_alpha_end": 1, "neft_length": "row"},
+    ],
+    ids=str,
+)
+def test_alpha_0_is_a_baseline_that_is_logged(tmp_path, data, keys):
+    """Axolotl itself refuses an alpha of 0; the other keys may stay."""
+    run = run_axolotl(tmp_path, **data, **keys)
+    assert not any(seen.noisy for seen in run.passes)
+    assert run.printed.count("NEFT: ") == 1
+    assert "NEFT: alpha 0, no noise" in run.printed
+    assert json.loads((run.output / "neft_config.json").read_text())["alpha"] == 0
+
+
+def test_a_baseline_may_be_of_what_cannot_have_noise(tmp_path):
+    keys = {"neftune_noise_alpha": 0, "neft_tokens": "prompt", "train_on_inputs": True}
+    assert NEFTArgs.check_neft_keys(keys)["noisy_embedding_alpha"] == 0
+
+
+CHAT = {"datasets": [{"path": "chats.jsonl", "type": "chat_template"}]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        ({"datasets": [{"type": "alpaca"}]}, True),
+        ({"datasets": [{"type": {"field_output": "answer"}}]}, True),
+        (CHAT, False),  # the headers of turns are not trained on
+        ({"datasets": [*CHAT["datasets"], {"type": "alpaca"}]}, False),
+        ({"datasets": [{"type": "my_package.prompts"}]}, False),
+        ({**CHAT, "pretraining_dataset": "texts"}, True),
+    ],
+    ids=str,
+)
+def test_prompt_tokens_are_refused_where_every_token_is_trained_on(keys, refused):
+    keys = {**ON, "neft_tokens": "prompt", "train_on_inputs": True, **keys}
+    if not refused:
+        NEFTArgs.check_neft_keys(keys)
+        return
+    with pytest.raises(NEFTConfigError, match="`neft_tokens: prompt` chooses no token with"):
+        NEFTArgs.check_neft_keys(keys)
 
 
 def test_the_command_line_of_axolotl_sets_alpha(tmp_path, data):

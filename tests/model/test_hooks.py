@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from helpers import tiny_llama
+from peft import LoraConfig, get_peft_model
 from recorder import Call, check_sizes, count_hooks, recorded, snapshot
 from reference import Document, Embedder, padded
 from torch import nn
@@ -29,6 +30,17 @@ EXACT = NEFTConfig(alpha=5.0, distribution="rademacher")
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     return tiny_llama()
+
+
+class Features(nn.Module):
+    """Its argument has no name that a batch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.embed(features)
 
 
 @pytest.fixture
@@ -123,6 +135,82 @@ def test_an_alpha_of_zero_costs_nothing(model, batch, monkeypatch):
         monkeypatch.setattr(NoiseSite, "add", None)  # would fail if it were called
         assert not call_of(model, batch).noisy
         assert neft.metrics() == {"neft/alpha": 0.0}
+
+
+def test_a_baseline_leaves_the_model_alone(model, batch):
+    """Alpha 0: a loop runs as it is, on a model without hooks."""
+    before = snapshot(model)
+    config = NEFTConfig(alpha=0, schedule="linear", alpha_end=3.0, tokens="response")
+    with attach_neft(model, config, total_steps=4) as neft:
+        for step in range(4):
+            neft.set_step(step)
+            assert count_hooks(model) == 0
+            assert not call_of(model, {"input_ids": batch["input_ids"]}).noisy
+            assert neft.metrics() == {"neft/alpha": 0.0}
+    assert snapshot(model) == before
+
+
+def test_a_baseline_is_checked_as_any_other(model):
+    with pytest.raises(ValueError, match="`total_steps`"):
+        attach_neft(model, NEFTConfig(alpha=0, schedule="linear"))
+    with pytest.raises(ValueError, match="nowhere"):
+        attach_neft(model, NEFTConfig(alpha=0), embedding="nowhere")
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "relative"}, {"distribution": "gaussian"}])
+def test_a_model_in_float64(batch, options):
+    """The noise is that of a float32 model, added in float64."""
+    alpha = 0.1 if options else 5.0
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model = Embedder(8).to(dtype)
+        with attach_neft(model, NEFTConfig(alpha=alpha, **options), seed=3) as neft:
+            with recorded(model) as calls:
+                model(**batch)
+        found[dtype] = calls[0].noise, neft.metrics()
+    noise, metrics = found[torch.float64]
+    assert noise.dtype == torch.float64
+    torch.testing.assert_close(noise.float(), found[torch.float32][0], rtol=1e-4, atol=1e-6)
+    assert metrics == pytest.approx(found[torch.float32][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_peft_applied_after_attaching_is_an_error(model, batch, lora):
+    neft = attach_neft(model, CONFIG)
+    neft.set_step(0)
+    model(**batch)
+    get_peft_model(model, LoraConfig(**lora))
+    with pytest.raises(RuntimeError, match="Call `get_peft_model` first, then `attach_neft`"):
+        neft.set_step(1)
+    neft.remove()
+
+
+def test_peft_on_copied_embeddings_is_named_where_no_step_is_set(model, batch):
+    neft = attach_neft(model, CONFIG)
+    peft = get_peft_model(
+        model, LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    )
+    with pytest.raises(RuntimeError, match="PEFT was applied to LlamaForCausalLM after the noise"):
+        peft.train()(**batch)
+    neft.remove()
+
+
+def test_peft_before_attaching_is_fine(model, batch):
+    peft = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with attach_neft(peft, CONFIG) as neft:
+        neft.set_step(0)
+        assert call_of(peft.train(), batch).noisy
+        peft.add_adapter("second", LoraConfig(target_modules=["v_proj"]))
+        neft.set_step(1)
 
 
 def test_inputs_embeds_stop_training(model, batch):
@@ -227,6 +315,15 @@ def test_labels_out_of_reach_are_an_error(model, batch, tokens):
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens=tokens)):
         with pytest.raises(MissingLabelsError, match=re.escape(message)):
             model(**batch)
+
+
+def test_labels_of_a_pass_that_names_nothing():
+    """No empty list in the message."""
+    model = Features()
+    config = NEFTConfig(alpha=5.0, tokens="response")
+    with attach_neft(model, config, embedding="embed"):
+        with pytest.raises(MissingLabelsError, match="was called with nothing that the noise know"):
+            model(torch.ones(1, 3, dtype=torch.int64))
 
 
 def test_set_batch_brings_labels_into_reach(model, batch):
