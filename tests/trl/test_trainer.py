@@ -82,6 +82,44 @@ def test_without_an_alpha_it_is_the_sft_trainer(tmp_path):
     assert not (tmp_path / "neft_config.json").exists()
 
 
+@pytest.mark.parametrize("cls", [NEFTSFTConfig, SFTConfig])
+def test_alpha_0_is_a_baseline(tmp_path, cls, caplog):
+    """No noise, the built-in's neither, and the other keys stay as they are."""
+    keys = {"neft_schedule": "linear", "neft_tokens": "response"} if cls is NEFTSFTConfig else {}
+    config = arguments(tmp_path, cls, neftune_noise_alpha=0, **keys)
+    trainer = make_trainer(tmp_path, config=config)
+    with recorded(trainer.model) as passes:
+        trainer.train()
+    assert not any(p.noisy for p in passes)
+    assert "NEFT: alpha 0, no noise" in caplog.messages
+    logged = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["neft/alpha"] for log in logged] == [0] * 3
+    assert "neft" not in trainer.model.model_tags
+    assert {key: getattr(trainer.args, key) for key in keys} == keys
+    assert json.loads((tmp_path / "neft_config.json").read_text())["alpha"] == 0
+
+
+def test_keys_that_are_set_before_training_count(tmp_path):
+    """In one process: without noise, with it, with more, and without again."""
+    trainer = make_trainer(tmp_path, config=arguments(tmp_path, neft_distribution="uniform"))
+    for alpha in (None, 5.0, 8.0, 0, None):
+        trainer.args.neftune_noise_alpha = alpha
+        trainer.args.neft_distribution = "rademacher" if alpha is not None else "uniform"
+        with recorded(trainer.model) as passes:
+            trainer.train()
+        if alpha:
+            check_noise(passes, [alpha] * 3)
+        assert any(p.noisy for p in passes) == bool(alpha)
+        assert hooks_of(trainer.model) == {}
+
+
+def test_a_wrong_key_that_is_set_before_training_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args.neft_distribution = "gausian"
+    with pytest.raises(NEFTConfigError, match="Did you mean 'gaussian'"):
+        trainer.train()
+
+
 def test_a_plain_sft_config_gets_the_defaults(tmp_path):
     config = arguments(tmp_path, SFTConfig, neftune_noise_alpha=5.0)
     trainer = make_trainer(tmp_path, config=config)
@@ -250,8 +288,8 @@ def test_keys_from_yaml_and_the_command_line(tmp_path):
     ("given", "message"),
     [
         ({"neft_distribution": "gausian"}, "Did you mean 'gaussian'?"),
-        ({"neft_warmup_steps": 1.5}, "share of training in [0, 1); got 1.5."),
-        ({"neftune_noise_alpha": "5"}, "`neftune_noise_alpha` must be a number > 0"),
+        ({"neft_warmup_steps": 1.5}, "fraction of training in [0, 1); got 1.5."),
+        ({"neftune_noise_alpha": "five"}, "`neftune_noise_alpha` must be a number >= 0"),
         ({"neft_schedule_args": "{power: 2}"}, "or its JSON such as '{\"power\": 2}'; got '{power"),
         (
             {"neft_schedule": "cosine", "neftune_noise_alpha": None},
