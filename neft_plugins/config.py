@@ -1,20 +1,23 @@
 """NEFTConfig: every option, its text, its check."""
 
-import difflib
 import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, InitVar, asdict, dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any
 
 from neft_plugins import registry
+from neft_plugins.keys import (
+    ALPHA_KEY,
+    is_none_in_text,
+    key_name,
+    number_in_text,
+    plain_number,
+)
+from neft_plugins.messages import Message, closest, message, quoted
 from neft_plugins.noise import schedules
 from neft_plugins.noise.schedules import shown
-
-ALPHA_KEY = "neftune_noise_alpha"
-PREFIX = "neft_"
 
 
 class NEFTWarning(UserWarning):
@@ -131,7 +134,7 @@ class NEFTConfig:
 
     def __post_init__(self, warn: bool) -> None:
         for option in ("alpha", "alpha_end", "warmup_steps", "seed"):
-            object.__setattr__(self, option, _plain(getattr(self, option)))
+            object.__setattr__(self, option, plain_number(getattr(self, option)))
         self._check_alphas()
         _check_choice("distribution", self.distribution, registry.variants("distribution"))
         _check_choice("schedule", self.schedule, registry.variants("schedule"))
@@ -210,7 +213,7 @@ class NEFTConfig:
                 "schedule_args",
                 self.schedule_args,
             )
-        plain = {name: _plain(value) for name, value in self.schedule_args.items()}
+        plain = {name: plain_number(value) for name, value in self.schedule_args.items()}
         object.__setattr__(self, "schedule_args", plain)
         factory = registry.load("schedule", self.schedule)
         allowed = list(inspect.signature(factory).parameters)[3:]
@@ -221,8 +224,8 @@ class NEFTConfig:
                     "schedule_args",
                     name,
                     schedule_name=repr(self.schedule),
-                    allowed=_quoted(allowed) or "nothing: it takes no arguments",
-                    hint=_closest(name, allowed),
+                    allowed=quoted(allowed) or "nothing: it takes no arguments",
+                    hint=closest(name, allowed),
                 )
         try:
             factory(self.alpha, self.alpha_end, 100, **self.schedule_args)
@@ -234,12 +237,12 @@ class NEFTConfig:
                 problem=str(error).rstrip("."),
             ) from error
 
-    def _doubts(self) -> Iterator["_Text"]:
+    def _doubts(self) -> Iterator[Message]:
         """What is allowed but hardly meant."""
         if self.alpha == 0:
             return
         if self.schedule == "constant" and self.alpha_end != 0:
-            yield _text(
+            yield message(
                 "`{alpha_end}` is {got}, but `{schedule}: constant` stays at `{alpha}` and never "
                 "reaches it. Set `{schedule}` to one that decays, such as linear or cosine.",
                 got=repr(self.alpha_end),
@@ -247,7 +250,7 @@ class NEFTConfig:
         rises = self.schedule != "constant" and self.alpha_end > self.alpha
         strongest = "alpha_end" if rises else "alpha"
         if self.scale == "relative" and getattr(self, strongest) > 1:
-            yield _text(
+            yield message(
                 f"`{{{strongest}}}: {{got}}` with `{{scale}}: relative` is noise {{got}} times as "
                 f"strong as the embeddings; 0.02 to 0.2 is typical. Lower `{{{strongest}}}`, or "
                 "set `{scale}: absolute`, where 5 to 15 is typical.",
@@ -282,10 +285,10 @@ class NEFTConfig:
                     )
                 raise NEFTConfigError(
                     f"Unknown key `{key}`; the keys are {', '.join(KEY_OPTIONS)}."
-                    f"{_closest(key.lower(), KEY_OPTIONS)}"
+                    f"{closest(key.lower(), KEY_OPTIONS)}"
                 )
         given = {
-            option: _number_in_text(option, keys[key])
+            option: number_in_text(keys[key]) if option in _NUMBERS else keys[key]
             for key, option in KEY_OPTIONS.items()
             if keys.get(key) is not None and not is_none_in_text(keys[key])
         }
@@ -380,25 +383,14 @@ class NEFTConfig:
 
 OPTIONS: dict[str, Field[Any]] = {option.name: option for option in fields(NEFTConfig)}
 """Bare name -> the option's field, with its text and default."""
-KEY_NAMES: dict[str, str] = {
-    option: ALPHA_KEY if option == "alpha" else PREFIX + option for option in OPTIONS
-}
+KEY_NAMES: dict[str, str] = {option: key_name(option) for option in OPTIONS}
 """Bare name -> YAML key."""
 KEY_OPTIONS: dict[str, str] = {key: option for option, key in KEY_NAMES.items()}
 """YAML key -> bare name."""
 _DEFAULTS: dict[str, Any] = {
     name: {} if name == "schedule_args" else option.default for name, option in OPTIONS.items()
 }
-_NUMBERS = ("alpha", "alpha_end", "warmup_steps")
-_SYNONYMS = {
-    **dict.fromkeys(("neft_alpha", "neftune_alpha", "neft_noise_alpha"), ALPHA_KEY),
-    **dict.fromkeys(("neft_warmup", "neft_warmup_ratio"), "neft_warmup_steps"),
-    "normal": "gaussian",
-    **dict.fromkeys(("completion", "assistant", "answer", "output"), "response"),
-    **dict.fromkeys(("instruction", "user", "input"), "prompt"),
-    "exp": "exponential",
-}
-"""What other libraries call an option or a value -> what it is here."""
+_NUMBERS = ("alpha", "alpha_end", "warmup_steps", "schedule_args")
 
 
 def default_text(option: str) -> str:
@@ -406,20 +398,8 @@ def default_text(option: str) -> str:
     return OPTIONS[option].metadata.get("default", str(OPTIONS[option].default))
 
 
-class _Text(str):
-    """A message that writes options by their bare names, and ``with_keys`` by their YAML keys."""
-
-    with_keys: str
-
-
-def _text(template: str, **values: str) -> _Text:
-    text = _Text(template.format(**{option: option for option in OPTIONS}, **values))
-    text.with_keys = template.format(**KEY_NAMES, **values)
-    return text
-
-
 def _error(template: str, option: str, got: object = None, **values: str) -> NEFTConfigError:
-    return NEFTConfigError(_text(template, got=shown(got), **values), option)
+    return NEFTConfigError(message(template, got=shown(got), **values), option)
 
 
 def _check_choice(option: str, value: Any, allowed: Iterable[str]) -> None:
@@ -429,45 +409,6 @@ def _check_choice(option: str, value: Any, allowed: Iterable[str]) -> None:
             f"`{{{option}}}` must be one of {{allowed}}; got {{got}}.{{hint}}",
             option,
             value,
-            allowed=_quoted(allowed),
-            hint=_closest(value, allowed),
+            allowed=quoted(allowed),
+            hint=closest(value, allowed),
         )
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _closest(value: Any, allowed: Iterable[str]) -> str:
-    if not isinstance(value, str):
-        return ""
-    allowed = list(allowed)
-    meant = [_SYNONYMS[value]] if _SYNONYMS.get(value) in allowed else []
-    close = meant or difflib.get_close_matches(value, allowed, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def is_none_in_text(value: object) -> bool:
-    """Whether a value is what ``--neft_length None`` gives on a command line: unset, as text."""
-    return isinstance(value, str) and value == "None"
-
-
-def _plain(value: Any) -> Any:
-    """A number of another package (numpy's) as Python's, which JSON knows; others as they are."""
-    if isinstance(value, Integral):
-        return value if isinstance(value, bool) else int(value)
-    return float(value) if isinstance(value, Real) else value
-
-
-def _number_in_text(option: str, value: Any) -> Any:
-    """A number that YAML reads as text, such as 1e-2, as a number; anything else as it is."""
-    if option == "schedule_args" and isinstance(value, Mapping):
-        return {name: _number_in_text(name, each) for name, each in value.items()}
-    if not isinstance(value, str) or (option in OPTIONS and option not in _NUMBERS):
-        return value
-    for number in (int, float):
-        try:
-            return number(value) if math.isfinite(float(value)) else value
-        except ValueError:
-            continue
-    return value

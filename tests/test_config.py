@@ -1,5 +1,6 @@
 """Every wrong value: what was got, what is allowed, what to do."""
 
+import doctest
 import json
 import math
 import pickle
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from neft_plugins import NEFTConfig, registry
-from neft_plugins.config import ALPHA_KEY, KEY_NAMES, KEY_OPTIONS, NEFTConfigError, NEFTWarning
+from neft_plugins import NEFTConfig, config, keys, messages, registry
+from neft_plugins.config import KEY_NAMES, KEY_OPTIONS, NEFTConfigError, NEFTWarning
+from neft_plugins.keys import ALPHA_KEY
 
 WRONG_VALUES = [
     (
@@ -454,3 +456,10 @@ def test_a_whole_number_of_steps_may_come_as_a_float():
 )
 def test_describe(options, line):
     assert NEFTConfig(**options).describe(120) == line
+
+
+@pytest.mark.parametrize("module", [config, keys, messages])
+def test_doctests(module):
+    results = doctest.testmod(module)
+    assert results.failed == 0
+    assert results.attempted > 0

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from neft_plugins.axolotl.modes import check_mode
-from neft_plugins.config import ALPHA_KEY, OPTIONS, NEFTConfig, NEFTConfigError, default_text
+from neft_plugins.config import OPTIONS, NEFTConfig, NEFTConfigError, default_text
+from neft_plugins.keys import ALPHA_KEY
 
 OLD_ALPHA_KEY = "noisy_embedding_alpha"
 """Axolotl's own deprecated name of ``neftune_noise_alpha``."""

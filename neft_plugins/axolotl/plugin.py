@@ -8,7 +8,8 @@ from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from neft_plugins.axolotl.args import noise_keys
-from neft_plugins.config import ALPHA_KEY, NEFTConfig, NEFTConfigError
+from neft_plugins.config import NEFTConfig, NEFTConfigError
+from neft_plugins.keys import ALPHA_KEY
 from neft_plugins.trainer.callback import NEFTCallback
 
 # Of other packages' loggers, Axolotl shows warnings only.

@@ -9,7 +9,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging as hf_logging
 
-from neft_plugins.config import ALPHA_KEY, NEFTConfig
+from neft_plugins.config import NEFTConfig
+from neft_plugins.keys import ALPHA_KEY
 from neft_plugins.model.handle import NEFTHandle, attach_neft, attached_handle
 from neft_plugins.model.hooks import NoNoiseError
 from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities

@@ -6,14 +6,8 @@ from typing import Any
 
 from trl import SFTConfig
 
-from neft_plugins.config import (
-    KEY_OPTIONS,
-    OPTIONS,
-    NEFTConfig,
-    NEFTConfigError,
-    default_text,
-    is_none_in_text,
-)
+from neft_plugins.config import KEY_OPTIONS, OPTIONS, NEFTConfig, NEFTConfigError, default_text
+from neft_plugins.keys import is_none_in_text
 from neft_plugins.noise.schedules import shown
 
 
