@@ -11,6 +11,7 @@ from neft_plugins import _compat, registry
 from neft_plugins.config import NEFTConfig, NEFTWarning
 from neft_plugins.model import embeddings as finder
 from neft_plugins.model.batch import NOTED
+from neft_plugins.model.doubts import doubts
 from neft_plugins.model.hooks import EmbeddingHook, hook
 from neft_plugins.model.passes import ForwardPasses, MicroBatch
 from neft_plugins.model.shards import SequenceShards
@@ -108,7 +109,7 @@ class NEFTHandle:
         self.seed, self._rank, self._world_size = seed, data_rank, data_world_size
         self._shards = shards
         self._sites = sites
-        self._told_of_rounding = self._told_of_nothing = self._told_of_excess = False
+        self._warned_of: set[str] = set()
         self._passes = ForwardPasses(type(model).__name__, sites, owner=self)
         # Before the hooks: what is wrong with a schedule is said without any.
         self._passes.begin(self._micro_batch(0, 0), by_user=False)
@@ -168,7 +169,7 @@ class NEFTHandle:
         )
 
     def set_batch(self, **batch: Tensor | None) -> None:
-        """Say what the model will not be told, such as the labels of a loss computed outside it.
+        """Say what the model will not be given, such as the labels of a loss computed outside it.
 
         Args:
             **batch: ``labels``, ``attention_mask``, ``position_ids``, ...; what the model is given
@@ -189,14 +190,12 @@ class NEFTHandle:
             ``neft/noise_rms``, ``neft/noise_to_signal`` (noise RMS over embedding RMS of noised
             tokens), ``neft/noised_tokens`` (fraction of real tokens), where there was any.
         """
-        self._passes.tell_if_step_was_never_set()
+        self._passes.warn_if_step_was_never_set()
         logs = {"neft/alpha": self.alpha}
         sums = self._passes.take_sums()
         if sums is not None:
             stats = meter.summarise(sums)
-            self._tell_if_nothing_was_noised(stats)
-            self._tell_if_rounded_away(stats)
-            self._tell_if_stronger_than_the_signal(stats)
+            self._warn_of(stats)
             logs |= {f"neft/{name}": value for name, value in stats._asdict().items()}
         return logs
 
@@ -224,55 +223,13 @@ class NEFTHandle:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def _tell_if_nothing_was_noised(self, stats: meter.NoiseStats) -> None:
-        """Once: a batch or two without such a token is normal, a whole run of them is not.
-
-        Of a part of its rows a rank cannot say: the others may have all such tokens.
-        """
-        chose_some = stats.noised_tokens > 0 or self._shards is not None
-        if self._told_of_nothing or chose_some or self.alpha == 0:
-            return
-        self._told_of_nothing = True
-        warnings.warn(
-            f"No token got noise since the last log: `tokens: {self.config.tokens}` chose none. If "
-            "`neft/noised_tokens` stays 0, training is without noise; then check which tokens are "
-            "trained on (labels != -100), or use `tokens: all`.",
-            NEFTWarning,
-            stacklevel=3,
-        )
-
-    def _tell_if_rounded_away(self, stats: meter.NoiseStats) -> None:
-        """Once, and not for the small alphas at the end of a decay."""
-        dtype = self._passes.dtype
-        resolution = torch.finfo(dtype).eps
-        rounded_away = 0 < stats.noise_to_signal < resolution / 2
-        if self._told_of_rounding or not rounded_away or self.alpha < 0.5 * self.config.alpha:
-            return
-        self._told_of_rounding = True
-        warnings.warn(
-            f"The noise is {stats.noise_to_signal:.2g} of the embeddings, under half of what "
-            f"{dtype} resolves ({resolution:.2g}), so most of it is rounded away. Raise alpha "
-            f"(now {self.alpha:g}), or use `scale: relative` with 0.02 or more.",
-            NEFTWarning,
-            stacklevel=3,
-        )
-
-    def _tell_if_stronger_than_the_signal(self, stats: meter.NoiseStats) -> None:
-        """Once."""
-        if self._told_of_excess or not 1 < stats.noise_to_signal < math.inf:
-            return
-        self._told_of_excess = True
-        way_out = (
-            "With `scale: relative` alpha is that ratio, and 0.02 to 0.2 is typical"
-            if self.config.scale == "relative"
-            else "Lower alpha, or use `scale: relative` with 0.02 to 0.2"
-        )
-        warnings.warn(
-            f"The noise is {stats.noise_to_signal:.2g} times as strong as the embeddings it is "
-            f"added to (alpha {self.alpha:g}), so little of the text is left. {way_out}.",
-            NEFTWarning,
-            stacklevel=3,
-        )
+    def _warn_of(self, stats: meter.NoiseStats) -> None:
+        """Once of each kind."""
+        whole = self._shards is None
+        for kind, text in doubts(stats, self.config, self.alpha, self._passes.dtype, whole):
+            if kind not in self._warned_of:
+                self._warned_of.add(kind)
+                warnings.warn(text, NEFTWarning, stacklevel=3)
 
 
 def attached_handle(model: nn.Module) -> NEFTHandle | None:

@@ -48,7 +48,7 @@ class ForwardPass:
 
     Attributes:
         scope: Who opened the record, and closes it.
-        batch: What the model was given, and what it was not told.
+        batch: What the model was given, and what was noted beside it.
         micro_batch: Whose pass it is.
         outer: The pass of a module around that one, which names no tokens, or others.
         of_features: Whether its tokens are within an argument, and not one themselves.
@@ -109,7 +109,7 @@ class ForwardPasses:
         self._switches: list[tuple[nn.Module, str]] = []
         self._trained: list[weakref.ref[nn.Parameter]] = []
         self._versions: list[int] | None = None
-        self._told = False
+        self._has_warned = False
         self.begin(MicroBatch(0, 0, torch.zeros(()), [], silent=False), by_user=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,7 +184,7 @@ class ForwardPasses:
         """The number of the next noisy pass of this micro-batch."""
         index, self._count = self._count, self._count + 1
         if not torch.compiler.is_compiling():
-            self._tell_if_step_was_forgotten()
+            self._warn_if_step_was_forgotten()
         return index
 
     def keep(self, forward_pass: ForwardPass, output: Any) -> None:
@@ -214,25 +214,25 @@ class ForwardPasses:
             self.current.noted[site].append(call)
         return calls[call].batch, call.draw
 
-    def tell_if_step_was_never_set(self) -> None:
+    def warn_if_step_was_never_set(self) -> None:
         """For compiled graphs, in which the passes are counted and no more."""
         if not self._is_begun and int(self._count) > 1:
-            self._tell_that_step_was_forgotten()
+            self._warn_that_step_was_forgotten()
 
-    def _tell_if_step_was_forgotten(self) -> None:
+    def _warn_if_step_was_forgotten(self) -> None:
         """A further pass is of the same micro-batch, unless the weights have changed since."""
-        if self._told:
+        if self._has_warned:
             return
         versions = _compat.versions(p for each in self._trained if (p := each()) is not None)
         if self._versions is None:
             self._versions = versions
         elif not self._is_begun or versions != self._versions:
-            self._tell_that_step_was_forgotten()
+            self._warn_that_step_was_forgotten()
 
-    def _tell_that_step_was_forgotten(self) -> None:
-        if self._told:
+    def _warn_that_step_was_forgotten(self) -> None:
+        if self._has_warned:
             return
-        self._told = True
+        self._has_warned = True
         now = self.micro_batch
         since = (
             f"since `set_step({now.step}, {now.micro_step})`, and the weights have changed"

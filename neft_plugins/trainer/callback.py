@@ -150,7 +150,7 @@ class NEFTCallback(TrainerCallback, ExportableState):
         self._record = make_record(self.config, self.handle.total_steps, self.handle.seed)
         if state.is_world_process_zero:
             self._logger.info("NEFT: %s", self.config.describe(state.max_steps))
-            self._tell_what_changed(args, state)
+            self._log_what_changed(args, state)
         _saved_with(state)[type(self).__name__] = _NeverRestored()
         if args.should_save:
             self.save_config(args.output_dir or ".")
@@ -233,7 +233,7 @@ class NEFTCallback(TrainerCallback, ExportableState):
         """
         write_record(self._record, directory)
 
-    def _tell_what_changed(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _log_what_changed(self, args: TrainingArguments, state: TrainerState) -> None:
         """Where the run goes on from a checkpoint: how the noise is not what it was there."""
         if state.global_step == 0:
             return

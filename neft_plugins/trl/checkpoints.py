@@ -61,18 +61,18 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _newest_complete(folder: Path) -> str | None:
-    """The newest checkpoint that is complete on every rank; tells which it is, and is not."""
+    """The newest checkpoint that is complete on every rank; logs which it is, and is not."""
     name = "checkpoint-{}".format
     steps = [int(step) for path in folder.glob(name("*")) if (step := path.name[11:]).isdecimal()]
     here = {step for step in steps if _is_complete(folder / name(step))}
     # Nodes that share no disk may have been killed at different points of a save.
     newest = max(set.intersection(*gather_object([here])), default=None)
     if PartialState().is_main_process:
-        _tell(folder, [name(s) for s in sorted(steps) if newest is None or s > newest], newest)
+        _log(folder, [name(s) for s in sorted(steps) if newest is None or s > newest], newest)
     return None if newest is None else str(folder / name(newest))
 
 
-def _tell(folder: Path, incomplete: list[str], newest: int | None) -> None:
+def _log(folder: Path, incomplete: list[str], newest: int | None) -> None:
     if incomplete:
         logger.warning(
             "Not complete, so passed over: %s in %s. A run was killed while it saved.",
