@@ -3,9 +3,10 @@
 from dataclasses import fields
 
 import pytest
+import yaml
 from trl import SFTConfig
 
-from neft_plugins import NEFTSFTConfig
+from neft_plugins import NEFTConfig, NEFTSFTConfig
 from neft_plugins.config import KEY_OPTIONS, OPTIONS, NEFTConfigError, NEFTWarning
 from neft_plugins.trl.sft import make_parser
 
@@ -67,3 +68,35 @@ def test_a_number_out_of_all_bounds_is_refused_in_words(tmp_path, arguments, mes
     with pytest.raises(NEFTConfigError, match=message) as told:
         parsed(tmp_path, *arguments)
     assert told.value.option == KEY_OPTIONS[arguments[-2].removeprefix("--")]
+
+
+@pytest.mark.parametrize("key", [key for key in KEY_OPTIONS if key.startswith("neft_")])
+def test_none_on_the_command_line_is_unset_whatever_the_yaml_says(tmp_path, key):
+    values = {
+        "neftune_noise_alpha": 5,
+        "neft_distribution": "gaussian",
+        "neft_schedule": "exponential",
+        "neft_schedule_args": {"decay_rate": "1e-2"},
+        "neft_alpha_end": "1e0",
+        "neft_warmup_steps": 3,
+        "neft_tokens": "response",
+        "neft_length": "row",
+        "neft_scale": "absolute",
+        "neft_seed": 3,
+    }
+    assert set(values) == set(KEY_OPTIONS)
+    if key == "neft_schedule":  # its arguments go with it
+        del values["neft_schedule_args"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    words = ["--config", str(path), f"--{key}", "None"]
+    expected = NEFTConfig.from_keys({k: v for k, v in values.items() if k != key})
+    assert parsed(tmp_path, *words).neft_config() == expected
+    without_alpha = parsed(tmp_path, "--neftune_noise_alpha", "None", f"--{key}", "None")
+    assert without_alpha.neft_config() is None
+    assert without_alpha.neftune_noise_alpha is None
+
+
+def test_what_is_no_number_is_refused_by_its_option(tmp_path):
+    with pytest.raises(ValueError, match="--neft_seed.*: invalid int value: 'none'"):
+        parsed(tmp_path, "--neft_seed", "none")
