@@ -21,8 +21,11 @@ def key_name(option: str) -> str:
 
 
 def is_none_in_text(value: object) -> bool:
-    """Whether a value is what ``--neft_length None`` gives on a command line: unset, as text."""
-    return isinstance(value, str) and value == "None"
+    """Whether a value is what ``--neft_length None`` gives on a command line: unset, as text.
+
+    As the parser of newer TRL has it for its own arguments.
+    """
+    return isinstance(value, str) and value.lower() in ("none", "null")
 
 
 def number_in_text(value: Any) -> Any:

@@ -286,12 +286,13 @@ def test_numbers_of_numpy_are_numbers():
             NEFTConfig(alpha=wrong)
 
 
+@pytest.mark.parametrize("text", ["None", "none", "null"])
 @pytest.mark.parametrize("key", sorted(KEY_OPTIONS))
-def test_none_in_text_is_unset(key):
+def test_none_in_text_is_unset(key, text):
     values = {"neft_length": "row", "neft_seed": 3, "neft_schedule": "cosine"}
     alpha = {} if key == "neftune_noise_alpha" else {"neftune_noise_alpha": 5}
     given = {k: v for k, v in values.items() if k != key and alpha}
-    assert NEFTConfig.from_keys({**alpha, **given, key: "None"}) == NEFTConfig.from_keys(
+    assert NEFTConfig.from_keys({**alpha, **given, key: text}) == NEFTConfig.from_keys(
         {**alpha, **given}
     )
 

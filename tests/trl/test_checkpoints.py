@@ -1,7 +1,6 @@
 """Which checkpoint a run goes on from, and what is told of it."""
 
 import json
-import logging
 import os
 import shutil
 from pathlib import Path

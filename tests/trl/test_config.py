@@ -86,7 +86,7 @@ def test_none_on_the_command_line_is_unset_whatever_the_yaml_says(tmp_path, key)
     }
     assert set(values) == set(KEY_OPTIONS)
     if key == "neft_schedule":  # its arguments go with it
-        del values["neft_schedule_args"]
+        del values["neft_schedule_args"], values["neft_alpha_end"]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     words = ["--config", str(path), f"--{key}", "None"]
@@ -98,5 +98,5 @@ def test_none_on_the_command_line_is_unset_whatever_the_yaml_says(tmp_path, key)
 
 
 def test_what_is_no_number_is_refused_by_its_option(tmp_path):
-    with pytest.raises(ValueError, match="--neft_seed.*: invalid int value: 'none'"):
-        parsed(tmp_path, "--neft_seed", "none")
+    with pytest.raises(ValueError, match=r"--neft_seed.*: invalid .* value: 'x'"):
+        parsed(tmp_path, "--neft_seed", "x")
