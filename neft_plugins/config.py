@@ -45,7 +45,7 @@ class NEFTConfig:
     ``neftune_noise_alpha`` and every other option has the prefix ``neft_``.
 
     Args:
-        alpha: Strength of the noise; 0 for none (a baseline), whatever the other options are.
+        alpha: Strength of the noise.
         distribution: Distribution of the noise.
         schedule: How alpha changes over training.
         schedule_args: Arguments of the schedule.
@@ -57,9 +57,9 @@ class NEFTConfig:
         seed: Seed of the noise.
         warn: Whether a value that is allowed but hardly meant gives a ``NEFTWarning``.
 
-    The values of each option are in the ``help`` of its field's metadata. ``length`` becomes
-    None with ``scale: relative``; a plain loop's seed is ``torch.initial_seed()`` where none is
-    given.
+    Alpha 0 is no noise, for a baseline, whatever the other options are. The values of each option
+    are in the ``help`` of its field's metadata. ``length`` becomes None with ``scale: relative``; a
+    plain loop's seed is ``torch.initial_seed()`` where none is given.
 
     Raises:
         NEFTConfigError: If a value is not allowed; the message says what is.
