@@ -75,7 +75,8 @@ class NoiseArguments:
     )
     neft_alpha_end: float = field(default=0.0, metadata={"help": "Alpha at the schedule's end."})
     neft_warmup_steps: float = field(
-        default=0, metadata={"help": "Steps, or fraction of training, over which alpha rises from 0."}
+        default=0,
+        metadata={"help": "Steps, or fraction of training, over which alpha rises from 0."},
     )
 
 
