@@ -67,8 +67,7 @@ class NoiseSite:
         self._alone = alone
         self._shards = shards
         self._has_kernel = operation.has_kernel(config.distribution)
-        if not self._has_kernel:
-            check_distribution(config.distribution)
+        check_distribution(config.distribution)
         self._gives_fresh_output = finder.gives_fresh_output(embedding.module)
         self.device = finder.device_of(embedding.module)
 

@@ -26,6 +26,7 @@ SCRIPTS = sorted((REPO / "recipes" / "multi_node").iterdir())
 NAMES = [path.name for path in SCRIPTS]
 PARTS = ("For whom", "Hardware", "Command", "Settings")
 ALPHA, STEPS, ROWS = 5.0, 2, 4
+TRIAL = (64, 1024)  # drawn once of a third party's distribution, when the noise is attached
 
 WRITTEN = """
 import os
@@ -118,6 +119,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "program", "how"), CASES)
 def test_two_nodes_train_together_with_noise_of_their_own(launcher, program, how, data, tmp_path):
     if (program == "axolotl train") != (find_spec("axolotl") is not None):
@@ -137,6 +139,7 @@ def test_two_nodes_train_together_with_noise_of_their_own(launcher, program, how
         size = ALPHA / math.sqrt(3 * length * width)
         assert step["neft/noise_rms"] == pytest.approx(size, rel=1e-3)
     draws = [torch.load(path) for path in sorted((tmp_path / "draws").iterdir())]
+    draws = [draw for draw in draws if draw.shape != TRIAL]
     assert len(draws) == 2 * STEPS  # two ranks, which know of each other
     signs = torch.stack([draw[:, :length].flatten() for draw in draws]).sign()
     alike = torch.corrcoef(signs) - torch.eye(len(draws))
@@ -180,7 +183,6 @@ def arguments(launcher: str, program: str, data: Path, folder: Path) -> list[str
             "plugins": ["neft_plugins.NEFTPlugin"],
             "datasets": [source | {"type": "completion"}],
             "dataset_prepared_path": str(data / "prepared"),
-            "dataset_num_proc": 1,
             "sequence_len": 128,
             "micro_batch_size": ROWS,
             "gradient_accumulation_steps": 1,
