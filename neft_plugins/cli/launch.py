@@ -1,21 +1,25 @@
 """Launch a training script through accelerate, as ``trl sft`` does."""
 
+import signal
 import subprocess
+import warnings
+from argparse import Namespace
+from pathlib import Path
 
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from trl.cli.accelerate_config import resolve_accelerate_config_argument
+from neft_plugins.cli.train import STOPPED
 
-from neft_plugins.config import NEFTConfig
-from neft_plugins.trl import sft
-from neft_plugins.trl.checkpoints import check_checkpoint
+NO_DATASET = "No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`."
+SCRIPT = "neft_plugins.cli.train"
+"""What is launched, as a module."""
+PATIENCE = 10.0
+"""Seconds in which a Ctrl-C for all that a terminal runs ends the training process."""
 
 
 def launch_sft(arguments: list[str]) -> int:
-    """Check the arguments, then run ``neft_plugins.trl.sft`` under ``accelerate launch``.
+    """Check the arguments, then run the training script under ``accelerate launch``.
 
-    Arguments that the training script does not know (in the YAML too) are accelerate's.
+    Options that the training script does not know (in the YAML too) are accelerate's. What can be
+    refused without TRL, whose import takes seconds, is refused before it.
 
     Args:
         arguments: What follows ``neft sft``.
@@ -24,51 +28,103 @@ def launch_sft(arguments: list[str]) -> int:
         The exit code of the training process.
 
     Raises:
-        ValueError: For a wrong value, an unknown ``neft_*`` key, a missing dataset or a path that
-            is no checkpoint, before anything is launched.
+        ValueError: For a wrong value, an unknown option or key, no dataset or model, or a path
+            that is no checkpoint, before anything is launched.
+        OSError: If the recipe cannot be read.
         yaml.YAMLError: If the recipe is not YAML.
     """
-    if arguments and arguments[-1] == "--config":
-        raise ValueError("`--config` needs the path of a YAML file.")
-    script, training, _, mixture, config_rest, command_rest = sft.make_parser(
-        prog="neft sft"
-    ).parse_args_and_config(
-        arguments, return_remaining_strings=True, separate_remaining_strings=True
-    )
-    rest = config_rest + command_rest
-    NEFTConfig.from_keys(dict.fromkeys(_option_names(rest)))
-    sft.check_dataset_is_named(script, mixture)
+    words = [part for word in arguments for part in _config_apart(word)]
+    _check_a_dataset_is_meant(words)
+
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    from neft_plugins.trl import sft
+    from neft_plugins.trl.checkpoints import check_checkpoint
+    from neft_plugins.trl.options import launch_parser, split_options
+
+    parser, launcher = sft.make_parser(prog="neft sft"), launch_parser()
+    values, own, launch_words = split_options(words, parser, launcher)
+    _check_dataset(values)
+    launch = launcher.parse_args([*launch_words, "--module", SCRIPT, *own])
+    if launch.training_script != SCRIPT:
+        word = launch.training_script
+        raise ValueError(f"`{word}` is no option's value. Write `--OPTION {word}`, or take it out.")
+    if launch.accelerate_config is not None:
+        named = ["--accelerate_config", launch.accelerate_config]
+        launch.config_file = resolve_accelerate_config_argument(named)[1]
+    _, training, *_ = parser.parse_args_and_config(words, return_remaining_strings=True)
     check_checkpoint(training.resume_from_checkpoint)
-    launch_arguments = [
-        *resolve_accelerate_config_argument(rest),
-        *("--module", sft.__name__),
-        *_without(arguments, command_rest),
-    ]
+    if not values.model_name_or_path:
+        raise ValueError("No model: set `model_name_or_path` (a Hub id or a folder).")
+    return _launch(launch)
+
+
+def _config_apart(word: str) -> list[str]:
+    """``--config=X`` as TRL knows it: two words."""
+    return word.split("=", 1) if word.startswith("--config=") else [word]
+
+
+def _check_a_dataset_is_meant(words: list[str]) -> None:
+    """Refuse at once where neither the words nor the text of their recipe have a dataset."""
+    if {"-h", "--help"} & {*words}:
+        return
+    texts = words
+    if "--config" in words[:-1]:
+        texts = [*words, Path(words[words.index("--config") + 1]).read_text(encoding="utf-8")]
+    elif "--config" in words:
+        raise ValueError("`--config` needs the path of a YAML file.")
+    if not any("dataset" in text for text in texts):
+        raise ValueError(NO_DATASET)
+
+
+def _check_dataset(values: Namespace) -> None:
+    from neft_plugins.config import NEFTWarning
+
+    if not values.datasets and not values.dataset_name:
+        raise ValueError(NO_DATASET)
+    if values.datasets and values.dataset_name:
+        warnings.warn(
+            f"`datasets` and `dataset_name` are both set; `dataset_name: {values.dataset_name}` "
+            "is not used.",
+            NEFTWarning,
+            stacklevel=3,
+        )
+
+
+def _launch(arguments: Namespace) -> int:
+    """Run what accelerate's arguments say; the exit code, as a shell has it."""
+    from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        launch_command(launch_command_parser().parse_args(launch_arguments))
+        launch_command(arguments)
     except subprocess.CalledProcessError as error:
-        return error.returncode
+        return _exit_code(error.returncode)
     except ChildFailedError as error:  # of several ranks; torchrun has said which one failed
-        return error.get_first_failure()[1].exitcode
+        return _exit_code(error.get_first_failure()[1].exitcode)
     except SignalException as stopped:  # Ctrl-C while several ranks run
         return 128 + stopped.sigval
+    except KeyboardInterrupt:  # while one process runs
+        _end_training()
+        return STOPPED
     return 0
 
 
-def _option_names(words: list[str]) -> list[str]:
-    """The options among the words, as keys: ``--neft-tokens=all`` is neft_tokens."""
-    options = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
-    return [option.replace("-", "_") for option in options]
+def _exit_code(code: int) -> int:
+    """That of a shell: 128 + n for a process that signal n ended, which is -n for Python."""
+    return code if code >= 0 else 128 - code
 
 
-def _without(words: list[str], rest: list[str]) -> list[str]:
-    """The words that are not in the rest, which is a subsequence of them."""
-    left = iter(rest)
-    wanted = next(left, None)
-    kept = []
-    for word in words:
-        if word == wanted:
-            wanted = next(left, None)
-        else:
-            kept.append(word)
-    return kept
+def _end_training() -> None:
+    """Wait for the training process, which a terminal's Ctrl-C has reached too.
+
+    If it goes on, the Ctrl-C was for this process alone, and is handed on.
+    """
+    import psutil
+
+    training = [child for child in psutil.Process().children() if SCRIPT in child.cmdline()]
+    _, training = psutil.wait_procs(training, timeout=PATIENCE)
+    for process in training:
+        process.send_signal(signal.SIGINT)
+    psutil.wait_procs(training)

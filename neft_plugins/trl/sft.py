@@ -1,28 +1,44 @@
 """The training script of ``neft sft``: supervised fine-tuning from a YAML or the command line.
 
 Run it as ``neft sft --config X.yaml``, or by itself: ``accelerate launch -m neft_plugins.trl.sft
---config X.yaml``.
+--config X.yaml``. What only training needs is imported where it trains: ``--help`` does not wait.
 """
 
-import logging
-import warnings
-from typing import Any
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
-from datasets import load_dataset
-from trl import (
-    DatasetMixtureConfig,
-    ModelConfig,
-    ScriptArguments,
-    TrlParser,
-    get_dataset,
-    get_peft_config,
-    get_quantization_config,
-)
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
-from neft_plugins.config import NEFTWarning
+from neft_plugins.config import KEY_OPTIONS
+from neft_plugins.keys import is_none_in_text
 from neft_plugins.trl.config import NEFTSFTConfig
-from neft_plugins.trl.summary import print_summary
-from neft_plugins.trl.trainer import NEFTSFTTrainer
+from neft_plugins.trl.options import launch_parser, split_options
+
+
+@dataclass
+class NEFTScriptArguments(ScriptArguments):
+    """TRL's ScriptArguments, and what the script does when training is done.
+
+    Args:
+        final_evaluation: Whether to evaluate without noise then.
+    """
+
+    final_evaluation: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to evaluate without noise when training is done, on at most 500 "
+            "training rows and as many held-out rows, for the table of what the run did. Without "
+            "`eval_strategy` there are no held-out rows, and nothing is evaluated."
+        },
+    )
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong value: its message alone, without the usage, which is 200 lines long."""
+        raise ValueError(message)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -32,33 +48,27 @@ def make_parser(prog: str | None = None) -> TrlParser:
         prog: Name of the program in the help.
 
     Returns:
-        The parser; it gives ScriptArguments, NEFTSFTConfig, ModelConfig and DatasetMixtureConfig.
+        The parser; it gives NEFTScriptArguments, NEFTSFTConfig, ModelConfig and
+        DatasetMixtureConfig. It raises ValueError where argparse would exit.
     """
-    return TrlParser(
-        (ScriptArguments, NEFTSFTConfig, ModelConfig, DatasetMixtureConfig),  # pyright: ignore
+    parser = _Parser(
+        (NEFTScriptArguments, NEFTSFTConfig, ModelConfig, DatasetMixtureConfig),  # pyright: ignore
         prog=prog,
     )
+    for action in parser._actions:
+        if action.dest in KEY_OPTIONS:
+            action.type = _or_unset(action.type)
+    return parser
 
 
-def check_dataset_is_named(script: ScriptArguments, mixture: DatasetMixtureConfig) -> None:
-    """Refuse arguments that name no dataset; tell if one of two is not used.
+def _or_unset(parse: Any) -> Callable[[str], Any]:
+    """What an argument's text means: ``None`` that it is unset. Newer TRL has it for some."""
 
-    Args:
-        script: Has ``dataset_name``.
-        mixture: Has ``datasets``, a list to mix; it comes first, as in ``trl sft``.
+    def parse_or_unset(text: str) -> Any:
+        return None if is_none_in_text(text) else parse(text)
 
-    Raises:
-        ValueError: If neither names a dataset.
-    """
-    if not mixture.datasets and not script.dataset_name:
-        raise ValueError("No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`.")
-    if mixture.datasets and script.dataset_name:
-        warnings.warn(
-            f"`datasets` and `dataset_name` are both set; `dataset_name: {script.dataset_name}` "
-            "is not used.",
-            NEFTWarning,
-            stacklevel=2,
-        )
+    parse_or_unset.__name__ = parse.__name__  # by which argparse's errors call it
+    return parse_or_unset
 
 
 def load_splits(
@@ -77,10 +87,18 @@ def load_splits(
     Raises:
         ValueError: If the dataset has no split of that name.
     """
+    from datasets import load_dataset
+    from trl import get_dataset
+
     data: Any
     if mixture.datasets:
         data = get_dataset(mixture)
+        way_out = (
+            "Set `test_split_size` to the fraction of its rows that is held out as 'test', such as "
+            "0.1, or do not evaluate."
+        )
     else:
+        way_out = "Set `dataset_train_split` and `dataset_test_split`."
         options: dict[str, Any] = {
             "name": script.dataset_config,
             "streaming": script.dataset_streaming,
@@ -89,14 +107,14 @@ def load_splits(
     for name in names:
         if name not in data:
             raise ValueError(
-                f"The dataset has no split {name!r}; it has {', '.join(map(repr, data))}. Set "
-                "`dataset_train_split` and `dataset_test_split`."
+                f"The {'mixture' if mixture.datasets else 'dataset'} has no split {name!r}; it has "
+                f"{', '.join(map(repr, data))}. {way_out}"
             )
     return [data[name] for name in names]
 
 
 def main(
-    script: ScriptArguments,
+    script: NEFTScriptArguments,
     training: NEFTSFTConfig,
     model: ModelConfig,
     mixture: DatasetMixtureConfig,
@@ -104,20 +122,23 @@ def main(
     """Train, save, and say what was done.
 
     Args:
-        script: Which dataset and splits.
+        script: Which dataset and splits, and whether to evaluate at the end.
         training: How to train, noise included.
         model: Which model, quantization and PEFT.
         mixture: A mixture of datasets.
     """
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("neft_plugins").setLevel(logging.INFO)
+    from trl import get_peft_config, get_quantization_config
+
+    from neft_plugins.trl.summary import print_summary
+    from neft_plugins.trl.trainer import NEFTSFTTrainer
+
     training.model_init_kwargs = _model_init_kwargs(training, model)
     names = [script.dataset_train_split]
     if training.eval_strategy != "no":
         names.append(script.dataset_test_split)
     train, *held_out = load_splits(script, mixture, names)
     trainer = NEFTSFTTrainer(
-        model=model.model_name_or_path,
+        model=str(model.model_name_or_path),
         args=training,
         train_dataset=train,
         eval_dataset=held_out[0] if held_out else None,
@@ -127,7 +148,7 @@ def main(
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     # Before saving: on CPUs with AVX512-BF16, reading the state of a 4-bit layer that has been
     # evaluated spoils it (bitsandbytes 0.50.2).
-    print_summary(trainer)
+    print_summary(trainer, evaluate=script.final_evaluation)
     trainer.save_model(training.output_dir)
     trainer.accelerator.print(f"Model saved to {training.output_dir}")
     if training.push_to_hub:
@@ -148,5 +169,19 @@ def _model_init_kwargs(training: NEFTSFTConfig, model: ModelConfig) -> dict[str,
     return kwargs | dict(training.model_init_kwargs or {})  # pyright: ignore
 
 
+def run(words: list[str]) -> None:
+    """Parse a command line, and train.
+
+    Args:
+        words: The training script's options. Keys of accelerate's in the YAML have had their time.
+
+    Raises:
+        ValueError: For an unknown option or key, or a wrong value.
+    """
+    parser = make_parser()
+    split_options(words, parser, launch_parser())
+    main(*parser.parse_args_and_config(words, fail_with_unknown_args=False))
+
+
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run(sys.argv[1:])

@@ -1,0 +1,118 @@
+"""Which options are the training script's, which are accelerate's, and which are nobody's."""
+
+import difflib
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from trl import TrlParser
+
+from neft_plugins.config import NEFTConfig
+
+
+def launch_parser() -> ArgumentParser:
+    """The parser of ``accelerate launch``, with ``--accelerate_config`` as ``trl sft`` has it.
+
+    Returns:
+        The parser; it raises ValueError where accelerate's prints its usage, 100 lines of it.
+    """
+    parser: Any = launch_command_parser()
+    parser.add_argument("--accelerate_config", "--accelerate-config")
+    parser.error = _refuse
+    return parser
+
+
+def split_options(
+    words: list[str], script: TrlParser, launcher: ArgumentParser
+) -> tuple[Namespace, list[str], list[str]]:
+    """Deal a command line, and the YAML it names, out to the two parsers.
+
+    Args:
+        words: The command line. Keys of its YAML that begin with ``x-`` hold YAML anchors, and are
+            not looked at.
+        script: The training script's parser; the YAML's values become its defaults.
+        launcher: accelerate's parser.
+
+    Returns:
+        The training script's values, its words, and accelerate's words, the YAML's first.
+
+    Raises:
+        ValueError: For an option or a key that neither parser knows.
+        OSError: If the YAML cannot be read.
+        yaml.YAMLError: If it is not YAML.
+    """
+    own = [*words]
+    recipe: Any = {}
+    if "--config" in own:
+        place = own.index("--config")
+        path = own[place + 1]
+        del own[place : place + 2]
+        with open(path, encoding="utf-8") as stream:
+            recipe = yaml.safe_load(stream)
+        if not isinstance(recipe, dict):
+            raise ValueError(f"{path} must have keys and values (`key: value`); it has none.")
+    keys = {str(key): value for key, value in recipe.items() if not _is_no_option(str(key))}
+    script.set_defaults_with_config(**keys)
+    values, rest = script.parse_known_args(own)
+    rest_of_keys = {key: value for key, value in keys.items() if not hasattr(values, key)}
+    NEFTConfig.from_keys(rest_of_keys)  # it knows more of a wrong neft_* key, and of a mapping
+    _refuse_unknown((f"--{key}" for key in rest_of_keys), script, launcher, "key")
+    _refuse_unknown(rest, script, launcher, "option")
+    kept = _without(words, rest)
+    return values, kept, [*_as_words(rest_of_keys, launcher), *rest]
+
+
+def _is_no_option(key: str) -> bool:
+    """Whether a key is TRL's ``env`` or a holder of YAML anchors, such as ``x-noise``."""
+    return key == "env" or key.startswith("x-")
+
+
+def _refuse_unknown(
+    words: Iterable[str], script: ArgumentParser, launcher: ArgumentParser, kind: str
+) -> None:
+    """Refuse what is left of the script's options and is none of accelerate's."""
+    options = [word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word)]
+    names = {option: option.lstrip("-").replace("-", "_") for option in options}
+    NEFTConfig.from_keys(dict.fromkeys(names.values()))
+    for option, name in names.items():
+        if option in launcher._option_string_actions:
+            continue
+        known = [*script._option_string_actions, *launcher._option_string_actions]
+        close = difflib.get_close_matches(f"--{name}", known, n=1)
+        wrong, right = option, "".join(close)
+        if kind == "key":
+            wrong, right = wrong.lstrip("-"), right.lstrip("-")
+        hint = f"Did you mean `{right}`?" if close else "`neft sft --help` lists those there are."
+        raise ValueError(f"Unknown {kind} `{wrong}`. {hint}")
+
+
+def _as_words(keys: dict[str, Any], launcher: ArgumentParser) -> list[str]:
+    """Keys of a YAML as options; of a flag, which takes no value, the name if it is true."""
+    words = []
+    for key, value in keys.items():
+        is_flag = launcher._option_string_actions[f"--{key}"].nargs == 0
+        if value and is_flag:
+            words.append(f"--{key}")
+        elif value is not None and not is_flag:
+            words += [f"--{key}", str(value)]
+    return words
+
+
+def _without(words: list[str], rest: list[str]) -> list[str]:
+    """The words that are not in the rest, which is a subsequence of them."""
+    left = iter(rest)
+    wanted = next(left, None)
+    kept = []
+    for word in words:
+        if word == wanted:
+            wanted = next(left, None)
+        else:
+            kept.append(word)
+    return kept
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
