@@ -30,6 +30,8 @@ def _no_graph_of_another_test():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # With `--no-loadscope-reorder` (see pyproject.toml), no long file is left to the end alone.
+    items.sort(key=lambda item: "slow" not in item.keywords)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -1,17 +1,18 @@
 """Names -> variants; and a third party's package, really built and installed."""
 
 import re
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from helpers import DATA, MODEL, neft
+from commands import run_script
+from helpers import DATA, MODEL, pip_install
 
 from neft_plugins import registry
-from neft_plugins.cli import commands
+from neft_plugins.cli.commands import neft
+from neft_plugins.cli.launch import SCRIPT
 
 PYPROJECT = """
 [build-system]
@@ -56,24 +57,25 @@ def even(tokens):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """What a process environment needs so that the third party's package is installed."""
+def packages(tmp_path_factory) -> Path:
+    """A folder with the third party's package, installed."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "third_party.py").write_text(MODULE)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(target), str(source)], check=True)
-    return {"PYTHONPATH": str(target)}
+    pip_install(source, target)
+    return target
 
 
-def printed_by_neft(environment: dict[str, str], *arguments: str) -> str:
-    result = neft(*arguments, **environment)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout
+def list_variants() -> tuple[int, str]:
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(neft, ["list"])
+    return result.exit_code, result.output
 
 
-def test_list_shows_where_each_name_comes_from(environment):
-    listed = printed_by_neft(environment, "list")
+@pytest.mark.slow
+def test_list_shows_where_each_name_comes_from(packages, monkeypatch):
+    monkeypatch.syspath_prepend(packages)
+    code, listed = list_variants()
+    assert code == 0, listed
     for kind, name, what in [
         ("distribution", "triangular", "Sum of two uniforms, of variance 1/3."),
         ("schedule", "sawtooth", "alpha falls to alpha_end and starts again."),
@@ -86,7 +88,8 @@ def test_list_shows_where_each_name_comes_from(environment):
     assert "neft-plugins" in listed
 
 
-def test_a_recipe_uses_its_names(environment, tmp_path):
+@pytest.mark.slow
+def test_a_recipe_uses_its_names(packages, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"""
 neftune_noise_alpha: 4
@@ -105,7 +108,8 @@ bf16: false
 disable_tqdm: true
 report_to: none
 """)
-    printed = printed_by_neft(environment, "sft", "--config", str(recipe))
+    code, printed = run_script(tmp_path / "run", ["-m", SCRIPT, "--config", str(recipe)], packages)
+    assert code == 0, printed[-6000:]
     alphas = re.findall(r"'neft/alpha': '?([\d.]+)", printed)
     assert [float(a) for a in alphas] == [4, 2, 4, 2]
     shares = re.findall(r"'neft/noised_tokens': '?([\d.]+)", printed)
@@ -144,11 +148,11 @@ def test_list_shows_the_rest_beside_a_broken_package(monkeypatch):
     point = EntryPoint("broken", "no_such_module:noise", "neft_plugins.distributions")
     real = registry.entry_points
     monkeypatch.setattr(registry, "entry_points", lambda group: [*real(group=group), point])
-    result = CliRunner().invoke(commands.neft, ["list"])
-    assert result.exit_code == 2
-    assert "cannot be loaded" in result.output
-    assert "rademacher" in result.output
-    assert "no_such_module" in result.output
+    code, listed = list_variants()
+    assert code == 2
+    assert "Not every variant can be loaded: The distribution 'broken' of" in listed
+    assert "rademacher" in listed
+    assert "no_such_module" in listed
 
 
 def test_a_broken_package_is_named(monkeypatch):

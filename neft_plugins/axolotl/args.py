@@ -61,7 +61,7 @@ def noise_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         What ``NEFTConfig.from_keys`` takes.
     """
-    keys = {key: value for key, value in cfg.items() if key.lower().startswith("neft")}
+    keys = {key: value for key, value in cfg.items() if str(key).lower().startswith("neft")}
     if keys.get(ALPHA_KEY) is None:
         keys[ALPHA_KEY] = cfg.get(OLD_ALPHA_KEY)
     return keys

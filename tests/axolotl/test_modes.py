@@ -15,6 +15,8 @@ pytest.importorskip("axolotl")
 from axolotl_noise import ALPHA, LORA, NOISE, PAD, QLORA, check_noise, documents_of
 from axolotl_runs import PLUGIN, RECORDER, run_axolotl
 
+pytestmark = pytest.mark.slow
+
 LISA = {"lisa_layers_attribute": "model.layers"}
 PACKED = {"sample_packing": True, "sequence_len": 128, "max_steps": 2}
 

@@ -1,17 +1,16 @@
 """NEFTPlugin beside Axolotl's own plugins, in either order; and when a plugin does not load."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
 pytest.importorskip("axolotl")
 
 from axolotl_noise import NOISE, check_noise
-from axolotl_runs import PLUGIN, RECORDER, run_axolotl
+from axolotl_runs import PLUGIN, RECORDER, run_axolotl, run_code
 from helpers import MODEL
+
+pytestmark = pytest.mark.slow
 
 OTHERS = {
     "liger": (
@@ -107,7 +106,9 @@ def test_listed_under_two_names_is_refused(tmp_path, data):
 
 
 def test_a_later_config_in_the_same_process_that_does_not_list_it_has_no_noise(tmp_path):
-    result = run_code(f"""
+    result = run_code(
+        tmp_path,
+        f"""
         from axolotl.integrations.base import PluginManager
         from axolotl.utils.dict import DictDefault
         from transformers import Trainer, TrainingArguments, AutoModelForCausalLM
@@ -122,8 +123,9 @@ def test_a_later_config_in_the_same_process_that_does_not_list_it_has_no_noise(t
             manager.post_trainer_create(cfg, trainer)
             names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
             print(manager.get_training_args(cfg), names[0])
-    """)
-    assert result.stdout.splitlines()[-3:] == [
+    """,
+    )
+    assert result.printed.splitlines()[-3:] == [
         "{'neftune_noise_alpha': None} NEFTCallback",
         "{} DefaultFlowCallback",
         "{} DefaultFlowCallback",
@@ -131,43 +133,39 @@ def test_a_later_config_in_the_same_process_that_does_not_list_it_has_no_noise(t
 
 
 @pytest.mark.parametrize("name", [PLUGIN, "neft_plugins.axolotl.NEFTPlugin"])
-def test_a_plugin_that_cannot_be_imported_is_not_swallowed(name):
+def test_a_plugin_that_cannot_be_imported_is_not_swallowed(tmp_path, name):
     """Axolotl prints an ImportError and goes on; ours is another error."""
-    result = run_code(f"""
+    result = run_code(
+        tmp_path,
+        f"""
         import sys
         from axolotl.integrations.base import PluginManager
         sys.modules["neft_plugins.trainer.callback"] = None
         PluginManager.get_instance().register({name!r})
         print("went on")
-    """)
-    assert result.returncode != 0
-    assert "went on" not in result.stdout
-    assert "RuntimeError: neft_plugins.NEFTPlugin cannot be loaded: " in result.stderr
-    assert "Repair the installation (pip install 'neft-plugins[axolotl]')" in result.stderr
+    """,
+    )
+    assert result.exit_code != 0
+    assert "went on" not in result.printed
+    assert "RuntimeError: neft_plugins.NEFTPlugin cannot be loaded: " in result.printed
+    assert "Repair the installation (pip install 'neft-plugins[axolotl]')" in result.printed
 
 
-def test_axolotl_does_swallow_an_import_error():
+def test_axolotl_does_swallow_an_import_error(tmp_path):
     """Or the test above would test nothing."""
-    result = run_code("""
+    result = run_code(
+        tmp_path,
+        """
         from axolotl.integrations.base import PluginManager
         PluginManager.get_instance().register("neft_plugin.NEFTPlugin")
         print("went on")
-    """)
-    assert result.returncode == 0
-    assert "went on" in result.stdout
+    """,
+    )
+    assert result.exit_code == 0
+    assert "went on" in result.printed
 
 
 def test_a_misspelt_class_stops_the_run(tmp_path, data):
     run = run_axolotl(tmp_path, **data, **NOISE, plugins=["neft_plugins.NeftPlugin"])
     assert run.exit_code != 0
     assert "module 'neft_plugins' has no attribute 'NeftPlugin'" in run.printed
-
-
-def run_code(code):
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )

@@ -15,6 +15,8 @@ from axolotl_runs import run_axolotl
 from neft_plugins import NEFTConfig
 from neft_plugins.axolotl.modes import check_mode
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["the river", "an old mill", "a red kite", "the fox", "snow on the hill"]
 
 

@@ -12,6 +12,8 @@ from axolotl_noise import LORA
 from axolotl_runs import run_axolotl
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "neftune_noise_alpha": 5.0,
     "neft_distribution": "gaussian",

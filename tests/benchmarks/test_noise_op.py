@@ -16,6 +16,7 @@ def run(script: str, *arguments: str) -> str:
     return run_python(str(HERE / script), *arguments, timeout=300, COLUMNS="160")
 
 
+@pytest.mark.slow
 def test_everything_is_measured(tmp_path):
     out = tmp_path / "results.json"
     shown = run("noise_op.py", "--quick", "--device", "cpu", "--json", str(out))
@@ -54,6 +55,7 @@ def test_everything_is_measured(tmp_path):
     assert "reached" in shown
 
 
+@pytest.mark.slow
 def test_what_takes_too_much_memory_is_left_out_and_said(tmp_path):
     out = tmp_path / "results.json"
     options = ("--quick", "--part", "operation", "--memory", "-1", "--device", "cpu")

@@ -11,6 +11,7 @@ pytest.importorskip("axolotl")
 SCRIPT = Path(__file__).with_name("packing_noise.py")
 
 
+@pytest.mark.slow
 def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_path):
     out = tmp_path / "results.json"
     options = ["--rows", "padded", "--rows", "packed", "--documents", "16"]

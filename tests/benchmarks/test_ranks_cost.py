@@ -10,6 +10,7 @@ from helpers import run_python
 SCRIPT = Path(__file__).with_name("ranks_cost.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("axolotl") is not None, reason="run on the newest versions")
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_every_noise_is_measured_in_every_round(tmp_path):

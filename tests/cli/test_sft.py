@@ -372,11 +372,16 @@ def test_ctrl_c_ends_every_process(recipe, tmp_path, ranks):
     log = tmp_path / "log.txt"
     command = ["neft", "sft", "--config", recipe, "--max_steps", 100_000, *options]
     process = commands.start(command, log)
-    while "'neft/alpha'" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 128 + signal.SIGINT
+    try:
+        while "'neft/alpha'" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 128 + signal.SIGINT
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     printed = log.read_text()
     epochs = re.findall(r"'epoch': '?([\d.]+)", printed)
     assert float(epochs[0]) == pytest.approx(ranks / 125, rel=0.01)  # 500 rows by ranks x 4

@@ -18,6 +18,8 @@ from axolotl_engines import (
 )
 from axolotl_runs import PLUGIN, RECORDER
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_A_RING = {
     "context_parallel_size": 2,
     "plugins": ["axolotl.integrations.kernels.KernelsPlugin", PLUGIN, RECORDER],

@@ -19,6 +19,8 @@ from axolotl_runs import Run
 from helpers import REPO
 from recorder import is_one_draw
 
+pytestmark = pytest.mark.slow
+
 needs_axolotl = pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
 
 SHARDED = [name for name in ENGINES if name.startswith(("zero3", "fsdp2"))]

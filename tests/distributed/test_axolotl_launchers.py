@@ -15,6 +15,8 @@ from axolotl_engines import (
 from axolotl_noise import NOISE
 from axolotl_runs import Run, write_config
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "torchrun": ("zero3", "qlora", ["--standalone", "--nproc_per_node", 2]),
     # Without a config file or --multi_gpu, accelerate would start one process.

@@ -16,6 +16,8 @@ from recorder import are_two_draws
 from torch import Tensor
 from training import HIDDEN, PROMPT
 
+pytestmark = pytest.mark.slow
+
 # gloo gathers tensors of one size only, and the parts are equal only if the rows can be cut.
 WIDTH = {"max_length": 64, "pad_to_multiple_of": 40, "per_device_train_batch_size": 8}
 

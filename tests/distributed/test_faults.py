@@ -19,6 +19,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from neft_plugins import NEFTSFTTrainer
 from neft_plugins.noise import tokens
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"neftune_noise_alpha": 5.0, "neft_tokens": "response", "completion_only_loss": True}
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB"
 

@@ -17,6 +17,8 @@ from reference import ENCODINGS, Document, Embedder
 
 from neft_plugins import NEFTConfig, attach_neft
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "support" / "train_and_record.py"
 BF16 = {"dtype": "bfloat16"}
 ROUNDING = 4e-3  # of a difference of embeddings in bfloat16

@@ -8,6 +8,8 @@ import pytest
 import torch
 from faults import dies_in_pass, dies_while_saving, start
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "neftune_noise_alpha": 5.0,
     "neft_distribution": "gaussian",

@@ -11,6 +11,8 @@ import training
 from checks import NOISE, PACKINGS, check_is_the_noise_of, check_replicas_differ
 from packaging.version import Version
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 

@@ -8,7 +8,7 @@ from reference import ENCODINGS, Document, Embedder
 from neft_plugins import NEFTConfig, _compat, attach_neft
 from neft_plugins.model.hooks import NoNoiseError
 
-pytestmark = pytest.mark.usefixtures("no_recompilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_recompilation")]
 DOCUMENTS = [Document(7, 3), Document(4, 2)]
 DECAY = {"alpha": 5.0, "schedule": "cosine", "warmup_steps": 2, "alpha_end": 0.0}
 

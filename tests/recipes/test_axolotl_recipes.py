@@ -90,6 +90,7 @@ def test_axolotl_takes_the_recipe_as_it_is_on_gpus(name):
     assert valid.bf16
 
 
+@pytest.mark.slow
 @needs_axolotl
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recipe_trains_with_the_noise_it_promises(name, tmp_path):

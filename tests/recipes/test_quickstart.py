@@ -1,13 +1,14 @@
 """The quickstart: its files, how they were made, and its recipe."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 import yaml
-from helpers import REPO, neft
+from commands import run_script
+from helpers import REPO
+
+from neft_plugins.cli.launch import SCRIPT
 
 FOLDER = REPO / "recipes" / "quickstart"
 
@@ -26,16 +27,15 @@ def test_it_is_small_and_its_held_out_prompts_are_new():
     assert not train & test
 
 
-def test_the_recipe_fine_tunes_in_4_bits_with_a_decaying_alpha(tmp_path, monkeypatch):
-    monkeypatch.chdir(REPO)
+@pytest.mark.slow
+def test_the_recipe_fine_tunes_in_4_bits_with_a_decaying_alpha(tmp_path):
     recipe = yaml.safe_load((REPO / "recipes" / "quickstart.yaml").read_text())
     assert recipe["load_in_4bit"] is True
-    result = neft(
-        *("sft", "--config", "recipes/quickstart.yaml", "--max_steps", "12"),
-        *("--logging_steps", "4", "--output_dir", str(tmp_path), "--disable_tqdm", "true"),
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    table = result.stdout[result.stdout.index("what this run did") :]
+    words = ["-m", SCRIPT, "--config", "recipes/quickstart.yaml", "--max_steps", "12"]
+    words += ["--logging_steps", "4", "--output_dir", str(tmp_path), "--disable_tqdm", "true"]
+    code, printed = run_script(tmp_path / "run", words)
+    assert code == 0, printed[-5000:]
+    table = printed[printed.index("what this run did") :]
     for row in ("alpha", "noise-to-signal ratio", "training loss, with noise"):
         assert row in table
     assert "held-out loss, without noise (100 rows)" in table
@@ -46,14 +46,16 @@ def test_the_recipe_fine_tunes_in_4_bits_with_a_decaying_alpha(tmp_path, monkeyp
     assert adapter["r"] == 16
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("axolotl") is not None, reason="run on the newest versions")
 @pytest.mark.parametrize("seed", ["3"])
 def test_the_script_makes_the_same_files_from_the_same_seed(tmp_path, seed):
     made = []
     for name in ("first", "second"):
-        command = [sys.executable, str(FOLDER / "make.py"), "--output", str(tmp_path / name)]
-        sizes = ["--stories", "200", "--steps", "2", "--keys", "12", "--seed", seed]
-        subprocess.run([*command, *sizes], check=True, capture_output=True)
+        words = ["recipes/quickstart/make.py", "--output", str(tmp_path / name)]
+        words += ["--stories", "200", "--steps", "2", "--keys", "12", "--seed", seed]
+        code, printed = run_script(tmp_path / f"{name}_run", words)
+        assert code == 0, printed[-5000:]
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         made.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
     assert made[0] == made[1]

@@ -10,22 +10,25 @@ import functools
 import importlib.util
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import engines
 import pytest
 import trl
 import yaml
+from click.testing import CliRunner
+from commands import run_script
 from helpers import MODEL, REPO
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from neft_plugins.cli.commands import neft
 
 RECIPES = REPO / "recipes"
 FOLDERS = ("trl", "accelerate")
@@ -36,7 +39,7 @@ ROWS = 90
 REPLACEABLE = {
     *("model_name_or_path", "dataset_name", "max_steps"),
     # The hardware
-    *("use_cpu", "device", "attn_implementation", "num_processes", "main_process_port"),
+    *("use_cpu", "device", "attn_implementation", "num_processes"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "pad_to_multiple_of"),
     *("batch_size", "accumulation"),
     "model_init_kwargs",  # to ON_CPU_RANKS only
@@ -49,8 +52,7 @@ SMALL_BATCHES = {"per_device_train_batch_size": "8", "gradient_accumulation_step
 WIDE_ROWS = {"pad_to_multiple_of": "64"}
 # trl 1.9.0 leaves out device_map="auto" on several GPUs only, and ZeRO-3 refuses it.
 ON_CPU_RANKS = '{"device_map": null}'
-CPU_RANKS = str(REPO / "tests" / "support" / "cpu_ranks")
-TWO_RANKS = {"num_processes": "2", "main_process_port": "0"}
+TWO_RANKS = {"num_processes": "2"}
 
 # Var(eps^2) / E[eps^2]^2 of one coordinate: what the measured RMS may stray by.
 SPREAD = {"uniform": 4 / 5, "gaussian": 2.0}
@@ -160,7 +162,6 @@ class Case:
     ranks: int = 1
     documents: int = 16  # of one rank in one optimizer step
     replaced: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
     needs: str = ""  # a package
     leaves: tuple[str, ...] = ()  # in the checkpoint
 
@@ -203,7 +204,6 @@ CASES = [
         tokens="response",
         ranks=2,
         replaced={**SFT, **SMALL_BATCHES, **WIDE_ROWS, **TWO_RANKS},
-        environment={"PYTHONPATH": CPU_RANKS},
         leaves=("adapter_model.safetensors", "rng_state_1.pth"),
     ),
     Case(
@@ -213,7 +213,6 @@ CASES = [
         alpha=constant,
         ranks=2,
         replaced={**SFT, **SMALL_BATCHES, **WIDE_ROWS, **TWO_RANKS},
-        environment={"PYTHONPATH": CPU_RANKS},
         leaves=("model.safetensors", "pytorch_model_fsdp.bin", "rng_state_1.pth"),
     ),
     Case(
@@ -231,7 +230,6 @@ CASES = [
             **TWO_RANKS,
             "model_init_kwargs": ON_CPU_RANKS,
         },
-        environment={"PYTHONPATH": CPU_RANKS, "DS_ACCELERATOR": "cpu"},
         needs="deepspeed",
         leaves=(
             "model.safetensors",
@@ -395,28 +393,23 @@ def write(rows: list[dict[str, Any]], folder: Path) -> Path:
     return folder
 
 
-def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """Run one of a header's commands from the top of the repository.
+def run(command: list[str], folder: Path) -> tuple[int, str]:
+    """Run one of a header's commands from the top of the repository; its code and its output.
 
-    Its ranks are stopped with it, by the launcher: ranks on gloo may hang at exit.
+    What it launches runs in processes that are forked; tests/cli has the launches themselves.
     """
-    programs = {"python": [sys.executable], "neft": [str(Path(sys.executable).with_name("neft"))]}
-    base = {**os.environ, "ACCELERATE_USE_CPU": "false", "COLUMNS": "160"}
-    process = subprocess.Popen(
-        [*programs[command[0]], *command[1:]],
-        cwd=REPO,
-        env={**base, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, err = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        out, err = process.communicate(timeout=60)
-        pytest.fail(f"Not done in 200 s: {out[-2000:]}{err[-5000:]}")
-    return process.returncode, out, err
+    if command[0] == "python":
+        return run_script(folder, command[1:])
+    assert command[0] == "neft"
+    with mock.patch("accelerate.commands.launch.launch_command") as launch:
+        parsed = CliRunner().invoke(neft, command[1:])
+    assert launch.called, parsed.output
+    (args,) = launch.call_args.args
+    words = ["-m", args.training_script, *args.training_script_args]
+    if args.config_file is None:
+        return run_script(folder, words)
+    variables = engines.launch_variables(args)
+    return run_script(folder, words, world_size=args.num_processes, environment=variables)
 
 
 def options(values: dict[str, Any]) -> list[str]:
@@ -428,8 +421,8 @@ def alpaca_as_pairs(raw: Path, tmp_path: Path) -> Path:
     (command, *_) = commands(RECIPES / "trl" / "llama-2-7b-full-paper.yaml")
     assert command[:2] == ["python", "recipes/trl/alpaca.py"]
     replaced = {"dataset_name": raw, "output": tmp_path / "alpaca"}
-    code, out, err = run([*command, *options(replaced)])
-    assert code == 0, err[-3000:]
+    code, out = run([*command, *options(replaced)], tmp_path / "alpaca_run")
+    assert code == 0, out[-5000:]
     assert f"{ROWS} rows" in out
     return tmp_path / "alpaca"
 
@@ -442,8 +435,9 @@ def logs_of(case: Case, out: str, output: Path) -> list[dict[str, Any]]:
     return [log for log in state["log_history"] if "loss" in log]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_recipe_runs_and_its_noise_is_what_it_says(case, models, tmp_path):
+def test_the_recipe_runs_and_its_noise_is_what_it_says(case, models, tmp_path, monkeypatch):
     if case.needs and importlib.util.find_spec(case.needs) is None:
         pytest.skip(f"{case.needs} is not installed")
     if case.ranks > 1 and importlib.util.find_spec("axolotl"):
@@ -460,8 +454,9 @@ def test_the_recipe_runs_and_its_noise_is_what_it_says(case, models, tmp_path):
         "output_dir": output,
     }
     assert set(replaced) <= REPLACEABLE
-    code, out, err = run([*training_command(case), *options(replaced)], case.environment)
-    assert code == 0, out[-2000:] + err[-5000:]
+    monkeypatch.chdir(REPO)
+    code, out = run([*training_command(case), *options(replaced)], tmp_path / "run")
+    assert code == 0, out[-7000:]
 
     tokenizer = AutoTokenizer.from_pretrained(models[case.model])
     if case.chat_template:

@@ -14,6 +14,8 @@ from helpers import REPO
 from safetensors.torch import load_file
 from tiny_encoders import HIDDEN, save_encoder, texts
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("sentence_transformers")
 
 FOLDER = REPO / "recipes" / "sentence_transformers"

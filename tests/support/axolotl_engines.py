@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from axolotl_noise import ALPHA, LORA, NOISE, QLORA, documents_of
-from axolotl_runs import Run, call_axolotl, write_config
-from forks import Forks
+from axolotl_runs import FORKS, Run, call_axolotl, write_config
 from helpers import REPO
 from ranks import Ranks
 from recorder import Call, are_two_draws
 
-FORKS = Forks("axolotl_ranks_preload")
 STEPS = 2
+# Or accelerate neither shards nor calls DeepSpeed.
+AS_ON_GPUS = {"ACCELERATE_USE_CPU": "false"}
 WORDS = ["the river", "an old mill", "a red kite", "the fox and the owl", "snow"]
 # The engines shard weights of one kind: what holds the 4 bits is float32, as the rest here.
 IN_FLOAT32 = {
@@ -75,7 +75,8 @@ def train(folder: Path, data: dict[str, Any], ranks: int = 2, **keys: Any) -> li
     steps = {"max_steps": STEPS, "gradient_accumulation_steps": 2 // ranks}
     folder.mkdir(exist_ok=True)
     config = write_config(folder, data | NOISE | steps | keys)
-    started = Ranks(folder, call_axolotl, "train", config, world_size=ranks, forks=FORKS)
+    how = {"world_size": ranks, "forks": FORKS, "environment": AS_ON_GPUS}
+    started = Ranks(folder, call_axolotl, "train", config, **how)
     started.results()
     return [Run(0, started.printed(rank), folder / "out", rank) for rank in range(ranks)]
 

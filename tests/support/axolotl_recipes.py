@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from axolotl_engines import FORKS
-from axolotl_runs import call_axolotl
+from axolotl_engines import AS_ON_GPUS
+from axolotl_runs import FORKS, call_axolotl
 from helpers import MODEL, REPO
 from ranks import Ranks
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ MODEL_KEYS = {"base_model"}
 DATA_KEYS = {"datasets", "dataset_prepared_path", "val_set_size"}
 HARDWARE_KEYS = {
     *("bf16", "attn_implementation", "optimizer", "micro_batch_size"),
-    *("gradient_accumulation_steps", "bnb_config_kwargs", "dataset_num_proc"),
+    *("gradient_accumulation_steps", "bnb_config_kwargs"),
     *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"),
 }
 RUN_KEYS = {"max_steps", "output_dir"}
@@ -138,7 +138,6 @@ def run_recipe(name: str, folder: Path, ranks: int = 1) -> Run:
             for dataset in recipe["datasets"]
         ],
         "dataset_prepared_path": str(folder / "prepared"),
-        "dataset_num_proc": 1,
         "output_dir": str(folder / "out"),
         "max_steps": STEPS,
         "micro_batch_size": 1,
@@ -165,6 +164,7 @@ def run_recipe(name: str, folder: Path, ranks: int = 1) -> Run:
         *("train", str(path), {}, str(REPO)),
         world_size=ranks,
         forks=FORKS,
+        environment=AS_ON_GPUS,
     )
     codes = processes.wait(240)
     printed = "\n".join(map(processes.output, range(ranks)))

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
+import textwrap
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +31,6 @@ BASE = {
     "tf32": False,
     "logging_steps": 1,
     "save_strategy": "no",
-    "dataset_num_proc": 1,
     "seed": 7,
     "plugins": [PLUGIN, RECORDER],
 }
@@ -97,6 +97,21 @@ def write_config(folder: Path, keys: dict[str, Any]) -> str:
 def _run(command: str, config: str, log: str, options: dict[str, Any]) -> None:
     with printing_to(log):
         call_axolotl(command, config, options)
+
+
+def run_code(folder: Path, code: str) -> Run:
+    """Python code in a process that has imported Axolotl."""
+    child = FORKS.start(_run_code, textwrap.dedent(code), str(folder / "log.txt"))
+    child.join(240)
+    if child.is_alive():
+        child.kill()
+        raise TimeoutError((folder / "log.txt").read_text()[-6000:])
+    return Run(child.exitcode or 0, (folder / "log.txt").read_text(), folder)
+
+
+def _run_code(code: str, log: str) -> None:
+    with printing_to(log):
+        exec(code, {"__name__": "__main__"})
 
 
 def call_axolotl(

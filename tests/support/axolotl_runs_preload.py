@@ -1,11 +1,15 @@
-"""Imported once by the server that forks Axolotl's runs."""
+"""Imported once by the server that forks Axolotl's runs, and their ranks."""
 
 import gc
 import os
+from contextlib import suppress
+from importlib import import_module
 
 os.environ |= {
+    "AXOLOTL_DATASET_NUM_PROC": "0",  # or it starts three processes to prepare a few rows
     "AXOLOTL_DO_NOT_TRACK": "1",
     "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -17,6 +21,13 @@ import axolotl.cli.preprocess
 import axolotl.cli.train
 import axolotl.core.trainers  # and not the arguments, to which plugins add before they load
 import axolotl.train  # noqa: F401
+
+import neft_plugins.trainer  # noqa: F401
+
+# What else every run imports.
+for late in ("deepspeed", "wandb"):
+    with suppress(ModuleNotFoundError):
+        import_module(late)
 
 # Axolotl's sampler collects garbage whenever it packs: keep it from walking all that again.
 gc.freeze()

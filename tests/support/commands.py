@@ -1,18 +1,23 @@
 """Commands that start ranks on this machine's CPU, run as a user runs them."""
 
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from forks import FOLDERS
 from helpers import REPO
+from ranks import Ranks
 
 PROGRAMS = Path(sys.executable).parent
 ENVIRONMENT = {
     "ACCELERATE_USE_CPU": "false",  # or accelerate neither shards nor calls DeepSpeed
+    "AXOLOTL_DATASET_NUM_PROC": "0",  # or it starts three processes to prepare a few rows
     "AXOLOTL_DO_NOT_TRACK": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "DS_ACCELERATOR": "cpu",
@@ -39,7 +44,13 @@ def start(
             stdout=stream,
             stderr=stream,
             start_new_session=True,  # as a terminal, whose Ctrl-C is for all that it started
+            preexec_fn=_hear_ctrl_c,
         )
+
+
+def _hear_ctrl_c() -> None:
+    """As at a terminal: what a shell starts in the background is born deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(processes: Mapping[Path, subprocess.Popen[bytes]], seconds: float = 240) -> None:
@@ -57,3 +68,34 @@ def wait(processes: Mapping[Path, subprocess.Popen[bytes]], seconds: float = 240
         codes = dict.fromkeys(processes, "not done")
     printed = "\n".join(log.read_text(errors="replace")[-3000:] for log in processes)
     assert set(codes.values()) == {0}, f"{list(codes.values())}\n{printed}"
+
+
+def run_script(
+    folder: Path, words: list[str], packages: Path | None = None, **how: Any
+) -> tuple[int, str]:
+    """A Python script in processes that have imported the hosts already.
+
+    Args:
+        folder: For what it prints.
+        words: ``-m MODULE`` or a script's path from the top of the repository, and arguments.
+        packages: A folder of packages that are installed for it.
+        **how: ``world_size`` (1) and ``environment``, as in ``Ranks``.
+
+    Returns:
+        Its exit code, and all that it printed; of several ranks, the first's.
+    """
+    script = Ranks(folder, _run_script, words, packages, **{"world_size": 1} | how)
+    codes = script.wait_as_a_launcher(240)
+    return next(filter(None, codes), 0), script.output(0) if not any(codes) else script.printed()
+
+
+def _run_script(words: list[str], packages: Path | None) -> None:
+    os.chdir(REPO)
+    os.environ["COLUMNS"] = "160"
+    sys.path[:0] = [str(packages)] if packages else []
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")

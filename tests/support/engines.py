@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,12 @@ def launched(config: dict[str, Any], folder: Path) -> dict[str, str]:
     path = folder / "accelerate.yaml"
     path.write_text(yaml.safe_dump(config))
     args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    return launch_variables(args)
+
+
+def launch_variables(args: Namespace) -> dict[str, str]:
+    """Those of ``accelerate launch`` with these arguments, for each rank."""
+    config = yaml.safe_load(Path(args.config_file).read_text())
     args, _, _ = _validate_launch_command(args)
     if config["distributed_type"] == "DEEPSPEED":
         args.deepspeed_fields_from_accelerate_config = ",".join(config["deepspeed_config"])

@@ -45,3 +45,9 @@ def run_python(*arguments: str, timeout: float | None = None, **environment: str
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
+
+
+def pip_install(source: Path, target: Path) -> None:
+    """A package's source, built with what is installed here; nothing is downloaded."""
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target"]
+    run_python("-m", "pip", "install", *options, str(target), str(source))

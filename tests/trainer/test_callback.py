@@ -170,10 +170,10 @@ def test_two_callbacks_are_an_error(tmp_path):
 def test_one_callback_given_twice_is_an_error(tmp_path):
     callback = NEFTCallback(CONFIG)
     trainer = make_trainer(tmp_path, [callback])
-    with pytest.raises(RuntimeError, match="this NEFTCallback twice. Give it once."):
+    with pytest.raises(RuntimeError, match=r"this NEFTCallback twice\. Give it once\."):
         callback.add_to(trainer)
     trainer = make_trainer(tmp_path, [callback, callback])
-    with pytest.raises(RuntimeError, match="this NEFTCallback twice. Give it once."):
+    with pytest.raises(RuntimeError, match=r"this NEFTCallback twice\. Give it once\."):
         trainer.train()
     # The Trainer cannot say that this ended it; a new run begins with the callback alone.
     trainer = make_trainer(tmp_path, [callback])

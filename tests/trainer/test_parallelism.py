@@ -1,9 +1,10 @@
 """Which batches a process is given, from what accelerate says of its ranks."""
 
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
+from unittest import mock
+
+from accelerate import Accelerator, ParallelismConfig
+from accelerate.state import AcceleratorState
 
 from neft_plugins.trainer.parallelism import find_place
 
@@ -24,16 +25,8 @@ def test_tensor_parallel_ranks_share_a_data_rank():
 
 def test_tensor_parallelism_is_accelerates_where_the_arguments_do_not_name_it():
     """As with `tp_plan="auto"`, Axolotl's `tensor_parallel_size` and accelerate's own config."""
-    code = """
-        from types import SimpleNamespace
-        from accelerate import Accelerator, ParallelismConfig
-        from neft_plugins.trainer.parallelism import find_place
-
+    args = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
+    with mock.patch.dict(AcceleratorState._shared_state):
         Accelerator(cpu=True).state.parallelism_config = ParallelismConfig(tp_size=2)
-        args = SimpleNamespace(process_index=3, world_size=4, parallelism_config=None)
-        print(tuple(find_place(args)))
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
-    assert result.stdout.splitlines()[-1:] == ["(1, 2, None)"], result.stderr
+        assert find_place(args) == (1, 2, None)
+    assert find_place(args) == (3, 4, None)

@@ -15,6 +15,8 @@ from neft_plugins import NEFTCallback, NEFTConfig
 from neft_plugins.noise.seeds import NOISE_VERSION
 from neft_plugins.trainer.record import CONFIG_FILE
 
+pytestmark = pytest.mark.slow
+
 CONFIG = NEFTConfig(alpha=5.0, schedule="linear", distribution="gaussian")
 CONSTANT = NEFTConfig(alpha=5.0)
 SAVES = {"save_strategy": "steps", "save_steps": 1}

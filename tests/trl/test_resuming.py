@@ -9,6 +9,8 @@ from faults import start
 from kills import dies_when_complete
 from sft_trainer import make_trainer
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "neftune_noise_alpha": 5.0,
     "neft_distribution": "gaussian",

@@ -249,6 +249,7 @@ def test_qlora_nf4(tmp_path):
     assert trainer.state.log_history[0]["neft/noised_tokens"] == 1.0
 
 
+@pytest.mark.slow
 def test_torch_compile(tmp_path):
     with torch._dynamo.config.patch(error_on_recompile=True):
         trainer = make_trainer(

@@ -23,6 +23,8 @@ from trl_trainers import (
 from neft_plugins import NEFTCallback, NEFTConfig
 from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities
 
+pytestmark = pytest.mark.slow
+
 CONFIG = NEFTConfig(alpha=5.0)
 X = "trl.experimental"
 STABLE_DISTILLATION = hasattr(trl, "DistillationTrainer")

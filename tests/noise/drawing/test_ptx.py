@@ -15,6 +15,8 @@ from compile_kernel import TARGETS, WARPS
 
 from neft_plugins.noise.drawing import kernel
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(compile_kernel.__file__)
 CASES = list(compile_kernel.cases())
 NAMES = [
