@@ -10,15 +10,16 @@ import neft_plugins
 
 ROOT = Path(neft_plugins.__file__).parent
 FLOORS = [
-    {"registry", "version", "_compat"},
-    {"noise"},
+    {"registry", "version", "_compat", "keys"},
+    {"noise", "messages"},
     {"config"},
     {"model"},
     {"trainer"},
     {"trl", "axolotl"},
     {"cli"},
+    {"__main__"},
 ]
-TORCH_ONLY = {"registry", "version", "_compat", "noise", "config", "model"}
+TORCH_ONLY = {"registry", "version", "_compat", "keys", "noise", "messages", "config", "model"}
 HOSTS = {"transformers", "trl", "axolotl", "peft", "accelerate", "datasets", "deepspeed", "click"}
 
 

@@ -15,6 +15,7 @@ def main() -> None:
         sft.run(sys.argv[1:])
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
+            sys.stdout.flush()  # in a log of both, the last line is the last
             print("\nStopped.", file=sys.stderr)
         sys.exit(STOPPED)
 
