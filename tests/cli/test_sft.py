@@ -309,7 +309,8 @@ def test_a_failed_process_has_its_exit_code(
     recipe, tmp_path, monkeypatch, capfd, ranks, ending, code
 ):
     (tmp_path / "two.yaml").write_text(TWO_PROCESSES)
-    (tmp_path / "ends.py").write_text(f"import os, sys\nprint(*sys.argv[1:], flush=True)\n{ending}\n")
+    script = f"import os, sys\nprint(*sys.argv[1:], flush=True)\n{ending}\n"
+    (tmp_path / "ends.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(launch, "SCRIPT", "ends")
     options = ["--accelerate_config", tmp_path / "two.yaml"] if ranks > 1 else []
