@@ -51,7 +51,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def versions(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """How often each tensor was written to; torch counts it for autograd, and tells no one."""
+    """How often each tensor was written to; torch counts it for autograd alone."""
     return [tensor._version for tensor in tensors]
 
 

@@ -9,6 +9,7 @@ from neft_plugins.keys import ALPHA_KEY, key_name
 _SYNONYMS = {
     **dict.fromkeys(("neft_alpha", "neftune_alpha", "neft_noise_alpha"), ALPHA_KEY),
     **dict.fromkeys(("neft_warmup", "neft_warmup_ratio"), "neft_warmup_steps"),
+    **dict.fromkeys(("neft_end", "neft_end_alpha"), "neft_alpha_end"),
     "normal": "gaussian",
     **dict.fromkeys(("completion", "assistant", "answer", "output"), "response"),
     **dict.fromkeys(("instruction", "user", "input"), "prompt"),

@@ -78,8 +78,9 @@ def failure(kind: Kind, name: str, error: Exception) -> RegistryError:
     Returns:
         The error that names the variant and its package.
     """
+    what = "token rule" if kind == "tokens" else kind
     return RegistryError(
-        f"The {kind} '{name}' of {variants(kind)[name].package} raised {type(error).__name__}: "
+        f"The {what} '{name}' of {variants(kind)[name].package} raised {type(error).__name__}: "
         f"{error}. Repair that package, or choose another."
     )
 

@@ -36,12 +36,6 @@ class NEFTArgs(BaseModel):
     @classmethod
     def check_neft_keys(cls, data: Any) -> Any:
         """Refuse wrong values, unknown ``neft*`` keys, and what cannot have noise."""
-        for where, key in _keys_inside(data):
-            raise NEFTConfigError(
-                f"`{key}` is inside `{where}`, where nothing reads it. Write it at the top level "
-                f"of the YAML, beside `{ALPHA_KEY}`. A holder of YAML anchors needs a name that "
-                "begins with `x-`."
-            )
         config = NEFTConfig.from_keys(noise_keys(data))
         if config is None:
             return data
@@ -67,11 +61,25 @@ def noise_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _keys_inside(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(top-level key, key) of each key of the noise that is not at the top level."""
-    for where, value in data.items():
-        if not str(where).lower().startswith(("neft", "x-")):
-            yield from ((where, key) for key in _all_keys(value) if key.startswith("neft"))
+def refuse_keys_inside(cfg: Mapping[str, Any]) -> None:
+    """Refuse keys of the noise that are not at the top level, where nothing reads them.
+
+    Args:
+        cfg: The YAML as it was read. Validation takes such keys out of ``datasets``.
+
+    Raises:
+        NEFTConfigError: With the way out.
+    """
+    for where, value in cfg.items():
+        if str(where).lower().startswith(("neft", "x-")):
+            continue
+        for key in _all_keys(value):
+            if key.startswith("neft"):
+                raise NEFTConfigError(
+                    f"`{key}` is inside `{where}`, where nothing reads it. Write it at the top "
+                    f"level of the YAML, beside `{ALPHA_KEY}`. A holder of YAML anchors needs a "
+                    "name that begins with `x-`."
+                )
 
 
 def _all_keys(value: Any) -> Iterator[str]:

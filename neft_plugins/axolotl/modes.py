@@ -74,8 +74,11 @@ def _trains_on_every_token(keys: Mapping[str, Any]) -> str | None:
     """
     if keys.get("pretraining_dataset"):
         return "pretraining_dataset"
-    datasets = keys.get("datasets")
-    types = [each.get("type") for each in datasets or [] if isinstance(each, Mapping)]
+    # Axolotl has made objects of them already, where this is called by it.
+    datasets = [
+        each if isinstance(each, Mapping) else vars(each) for each in keys.get("datasets") or []
+    ]
+    types = [each.get("type") for each in datasets]
     masked = any("chat_template" in str(kind) or "." in str(kind) for kind in types)
     return "train_on_inputs" if _is_true(keys.get("train_on_inputs")) and not masked else None
 

@@ -7,7 +7,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
-from neft_plugins.axolotl.args import noise_keys
+from neft_plugins.axolotl.args import noise_keys, refuse_keys_inside
 from neft_plugins.config import NEFTConfig, NEFTConfigError
 from neft_plugins.keys import ALPHA_KEY
 from neft_plugins.trainer.callback import NEFTCallback
@@ -26,7 +26,8 @@ class NEFTPlugin(BasePlugin):
     """
 
     def register(self, cfg: dict[str, Any]) -> None:
-        """Refuse to be listed under two names: Axolotl's own error would not say so."""
+        """Refuse keys where nothing reads them, and to be listed under two names."""
+        refuse_keys_inside(cfg)
         plugins = PluginManager.get_instance().plugins
         listed = dict.fromkeys(cfg["plugins"])
         ours = [name for name in listed if isinstance(plugins.get(name), NEFTPlugin)]

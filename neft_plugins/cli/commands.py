@@ -41,7 +41,7 @@ def neft() -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sft(arguments: tuple[str, ...]) -> None:
-    r"""Fine-tune as `trl sft` does, with the neft_* keys.
+    """Fine-tune as `trl sft` does, with the neft_* keys.
 
     \b
     neft sft --config RECIPE.yaml
@@ -53,7 +53,7 @@ def sft(arguments: tuple[str, ...]) -> None:
     lists recipes to start from.
 
     `neft sft --help` lists every option of the training script.
-    """
+    """  # noqa: D301 - \b is click's mark for lines that are not to be joined
     import yaml
 
     from neft_plugins.cli.launch import launch_sft
@@ -61,14 +61,16 @@ def sft(arguments: tuple[str, ...]) -> None:
 
     try:
         code = launch_sft(list(arguments))
-    except (ValueError, OSError, yaml.YAMLError, registry.RegistryError) as error:
+    except (ValueError, yaml.YAMLError, registry.RegistryError) as error:
         raise CleanError(str(error)) from error
+    except OSError as error:
+        raise CleanError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except KeyboardInterrupt:
         code = STOPPED
     raise SystemExit(code)
 
 
-@neft.command("list")
+@neft.command("list", short_help="List distributions, schedules and token rules.")
 def list_variants() -> None:
     """Every distribution, schedule and token rule, and the package each comes from."""
     table = Table("kind", "name", "what it is", "package")
@@ -84,7 +86,7 @@ def list_variants() -> None:
             except registry.RegistryError as error:
                 doc = "cannot be loaded"
                 problems.append(str(error))
-            table.add_row(kind, name, doc.partition("\n")[0], variant.package)
+            table.add_row(kind, name, doc.partition("\n")[0].replace("``", ""), variant.package)
         table.add_section()
     Console().print(table)
     if problems:
@@ -97,12 +99,12 @@ def list_variants() -> None:
     "--output", "-o", type=click.Path(path_type=Path), help="The file to write; unset: stdout."
 )
 def recipes(name: str | None, output: Path | None) -> None:
-    r"""List the recipes, or write the one called NAME, for `neft sft` or Axolotl.
+    """List the recipes, or write the one called NAME, for `neft sft` or Axolotl.
 
     \b
     neft recipes
     neft recipes trl/llama-3.2-1b-qlora-cosine --output my.yaml
-    """
+    """  # noqa: D301 - as above
     from neft_plugins.cli.recipes import FOLDER, all_recipes, find_recipe, to_start_from
 
     if name is None:

@@ -1,12 +1,18 @@
 """Launch a training script through accelerate, as ``trl sft`` does."""
 
+import re
 import signal
 import subprocess
 import warnings
 from argparse import Namespace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from neft_plugins.cli.train import STOPPED
+from neft_plugins.config import NEFTConfig, NEFTWarning
 
 NO_DATASET = "No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`."
 SCRIPT = "neft_plugins.cli.train"
@@ -34,7 +40,7 @@ def launch_sft(arguments: list[str]) -> int:
         yaml.YAMLError: If the recipe is not YAML.
     """
     words = [part for word in arguments for part in _config_apart(word)]
-    _check_a_dataset_is_meant(words)
+    _check_without_trl(words)
 
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
@@ -64,22 +70,55 @@ def _config_apart(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
-def _check_a_dataset_is_meant(words: list[str]) -> None:
-    """Refuse at once where neither the words nor the text of their recipe have a dataset."""
+def _check_without_trl(words: list[str]) -> None:
+    """Refuse what needs no TRL to be seen to be wrong."""
     if {"-h", "--help"} & {*words}:
         return
-    texts = words
-    if "--config" in words[:-1]:
-        texts = [*words, Path(words[words.index("--config") + 1]).read_text(encoding="utf-8")]
-    elif "--config" in words:
-        raise ValueError("`--config` needs the path of a YAML file.")
-    if not any("dataset" in text for text in texts):
+    recipe = _read_recipe(words)
+    keys = recipe | _given_options(words)
+    if isinstance(keys.get("neft_schedule_args"), str):
+        del keys["neft_schedule_args"]  # JSON, which the training script reads
+    NEFTConfig.from_keys(keys, warn=False)
+    if not any("dataset" in key for key in keys):
         raise ValueError(NO_DATASET)
 
 
-def _check_dataset(values: Namespace) -> None:
-    from neft_plugins.config import NEFTWarning
+def _read_recipe(words: list[str]) -> dict[str, Any]:
+    """The keys of the YAML that ``--config`` names; empty without one."""
+    if "--config" not in words:
+        for before, word in pairwise(["", *words]):
+            if re.match("--?conf", word):
+                raise ValueError(f"Unknown option `{word}`. Did you mean `--config`?")
+            if word.endswith((".yaml", ".yml")) and not before.startswith("-"):
+                raise ValueError(f"`{word}` is no option's value. Write `--config {word}`.")
+        return {}
+    if words[-1] == "--config":
+        raise ValueError("`--config` needs the path of a YAML file.")
+    path = words[words.index("--config") + 1]
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must have keys and values (`key: value`); it has none.")
+    return {str(key): value for key, value in recipe.items()}
 
+
+def _given_options(words: list[str]) -> dict[str, Any]:
+    """The options among the words as keys, with their values as YAML reads them."""
+    options = {}
+    for word, after in pairwise([*words, ""]):
+        if word.startswith("--"):
+            name, is_joined, value = word[2:].partition("=")
+            options[name.replace("-", "_")] = _as_in_yaml(value if is_joined else after)
+    return options
+
+
+def _as_in_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _check_dataset(values: Namespace) -> None:
     if not values.datasets and not values.dataset_name:
         raise ValueError(NO_DATASET)
     if values.datasets and values.dataset_name:

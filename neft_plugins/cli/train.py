@@ -2,22 +2,33 @@
 
 import os
 import sys
+from typing import NoReturn
 
 STOPPED = 130
 """Exit code of what Ctrl-C ended."""
 
 
 def main() -> None:
-    """Train; at Ctrl-C, while Python still imports too, end with one line of the first rank."""
+    """Train; end with one line of the first rank where no traceback helps.
+
+    That is at Ctrl-C, while Python still imports too, and for a split that is not there.
+    """
     try:
         from neft_plugins.trl import sft
 
-        sft.run(sys.argv[1:])
+        try:
+            sft.run(sys.argv[1:])
+        except sft.SplitError as error:
+            _end(f"Error: {error}", 2)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stdout.flush()  # in a log of both, the last line is the last
-            print("\nStopped.", file=sys.stderr)
-        sys.exit(STOPPED)
+        _end("\nStopped.", STOPPED)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.flush()  # in a log of both, the last line is the last
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def refuse_unknown_pass(model_name: str) -> NoReturn:
 # In compiled graphs no Python of a hook runs, so an operator does the same there.
 
 new_place = itertools.count().__next__
-"""A number that tells the embeddings of a process apart in compiled graphs."""
+"""A number for each embedding of a process, in compiled graphs."""
 
 
 class _PastDraw(NamedTuple):

@@ -132,6 +132,13 @@ class NEFTCallback(TrainerCallback, ExportableState):
                 "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
+        given = args.neftune_noise_alpha
+        if given is not None and given != self.config.alpha:
+            raise ValueError(
+                f"The Trainer's arguments have `{ALPHA_KEY}: {given:g}`, and NEFTCallback has "
+                f"alpha {self.config.alpha:g}. Leave it out of the arguments: the callback's is "
+                "the one that counts."
+            )
         place = find_place(args, self._contiguous_shards)
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.handle = attach_neft(

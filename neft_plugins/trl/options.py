@@ -22,6 +22,7 @@ def launch_parser() -> ArgumentParser:
     parser: Any = launch_command_parser()
     parser.add_argument("--accelerate_config", "--accelerate-config")
     parser.error = _refuse
+    parser.allow_abbrev = False
     return parser
 
 
@@ -59,6 +60,11 @@ def split_options(
     values, rest = script.parse_known_args(own)
     rest_of_keys = {key: value for key, value in keys.items() if not hasattr(values, key)}
     NEFTConfig.from_keys(rest_of_keys)  # it knows more of a wrong neft_* key, and of a mapping
+    for key, value in rest_of_keys.items():
+        if isinstance(value, dict):
+            raise ValueError(
+                f"Unknown key `{key}`. A holder of YAML anchors needs a name that begins with `x-`."
+            )
     _refuse_unknown((f"--{key}" for key in rest_of_keys), script, launcher, "key")
     _refuse_unknown(rest, script, launcher, "option")
     kept = _without(words, rest)

@@ -35,6 +35,10 @@ class NEFTScriptArguments(ScriptArguments):
     )
 
 
+class SplitError(ValueError):
+    """The dataset has no split of the name that was asked for; known when it has been loaded."""
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         """A wrong value: its message alone, without the usage, which is 200 lines long."""
@@ -54,6 +58,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
     parser = _Parser(
         (NEFTScriptArguments, NEFTSFTConfig, ModelConfig, DatasetMixtureConfig),  # pyright: ignore
         prog=prog,
+        allow_abbrev=False,  # or --neft_alpha would be --neft_alpha_end
     )
     for action in parser._actions:
         if action.dest in KEY_OPTIONS:
@@ -85,7 +90,7 @@ def load_splits(
         The splits, in the order of the names.
 
     Raises:
-        ValueError: If the dataset has no split of that name.
+        SplitError: If the dataset has no split of that name.
     """
     from datasets import load_dataset
     from trl import get_dataset
@@ -106,7 +111,7 @@ def load_splits(
         data = load_dataset(str(script.dataset_name), **options)
     for name in names:
         if name not in data:
-            raise ValueError(
+            raise SplitError(
                 f"The {'mixture' if mixture.datasets else 'dataset'} has no split {name!r}; it has "
                 f"{', '.join(map(repr, data))}. {way_out}"
             )

@@ -20,7 +20,8 @@ def print_summary(trainer: "NEFTSFTTrainer", *, evaluate: bool = True) -> None:
         trainer: A trainer that has trained.
         evaluate: Whether to evaluate; the table's other rows are of what was logged.
     """
-    rows = [*noise_rows(trainer), training_loss_row(trainer)]
+    logged = [*noise_rows(trainer), training_loss_row(trainer)]
+    rows = [row for row in logged if any(row[1:])]  # none before the first `logging_steps`
     if evaluate:
         rows += final_loss_rows(trainer)
     if not trainer.accelerator.is_main_process:
@@ -40,8 +41,7 @@ def noise_rows(trainer: "NEFTSFTTrainer") -> list[tuple[str, str, str]]:
         "noise-to-signal ratio": "neft/noise_to_signal",
         "fraction of tokens noised": "neft/noised_tokens",
     }
-    rows = [(label, *_first_and_last(trainer, key)) for label, key in names.items()]
-    return [row for row in rows if any(row[1:])]
+    return [(label, *_first_and_last(trainer, key)) for label, key in names.items()]
 
 
 def training_loss_row(trainer: "NEFTSFTTrainer") -> tuple[str, str, str]:

@@ -61,11 +61,6 @@ REFUSED = [
     ({**ON, "NEFT_schedule": "linear"}, "Did you mean 'neft_schedule'?"),
     ({"neftune_noise_alpha": 0, "neft_schedule": "cosin"}, "Did you mean 'cosine'?"),
     ({**ON, "neft": {"schedule": "cosine"}}, "`neft` is no key of the noise, and the keys in it"),
-    ({**ON, "trl": {"neft_tokens": "all"}}, "`neft_tokens` is inside `trl`, where nothing reads"),
-    (
-        {"lora_model_dir": {"deep": [{"neftune_noise_alpha": 5}]}},
-        "`neftune_noise_alpha` is inside `lora_model_dir`, where nothing reads it. Write it at",
-    ),
     ({"neftune_noise_alfa": 5}, "Did you mean 'neftune_noise_alpha'?"),
     ({"neft_schedule": "cosine"}, f"`neft_schedule` {NO_ALPHA}"),
     ({"neft_tokens": "response"}, f"`neft_tokens` {NO_ALPHA}"),
@@ -92,6 +87,44 @@ def refuses(run, message):
 @pytest.mark.parametrize(("keys", "message"), REFUSED, ids=lambda value: str(value)[:60])
 def test_a_wrong_key_stops_training_at_validation(tmp_path, data, keys, message):
     refuses(run_axolotl(tmp_path, **data, **keys, plugins=[PLUGIN]), message)
+
+
+@pytest.mark.parametrize("where", ["datasets", "its type", "trl", "peft"])
+def test_a_key_where_nothing_reads_it_is_refused(tmp_path, data, where):
+    """Validation takes it out of ``datasets`` before any plugin's keys are checked."""
+    key = {"neft_tokens": "all"}
+    (dataset,) = data["datasets"]
+    keys = {
+        "datasets": {"datasets": [dataset | key]},
+        "its type": {"datasets": [dataset | {"type": dataset["type"] | key}]},
+        "trl": {"trl": {"beta": 0.1, **key}},
+        "peft": {"peft": {"loftq_config": key}},
+    }[where]
+    run = run_axolotl(tmp_path, **{**data, **ON, **keys}, plugins=[PLUGIN])
+    assert run.exit_code != 0
+    inside = "datasets" if where == "its type" else where
+    assert f"`neft_tokens` is inside `{inside}`, where nothing reads it. Write it" in run.printed
+    assert not run.output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", ["prompt", "response"])
+def test_a_chat_template_leaves_the_headers_of_turns_untrained(tmp_path, tokens):
+    """So with ``train_on_inputs`` too, each of the two rules chooses some tokens."""
+    turns = [("user", "Tell of snow."), ("assistant", "It fell."), ("user", "And then?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join([json.dumps({"messages": messages})] * 16))
+    keys = {
+        "datasets": [{"path": str(path), "ds_type": "json", "type": "chat_template"}],
+        "chat_template": "chatml",
+        "train_on_inputs": True,
+        "neft_tokens": tokens,
+    }
+    run = run_axolotl(tmp_path, **ON, **keys)
+    logs = [entry for entry in run.log["history"] if "loss" in entry]
+    assert logs
+    assert all(0 < entry["neft/noised_tokens"] < 1 for entry in logs)
 
 
 @pytest.mark.slow

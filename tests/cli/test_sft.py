@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from argparse import Namespace
 from dataclasses import fields
@@ -93,6 +94,11 @@ def add(recipe: Path, text: str) -> None:
         ("--neft_shedule linear", "Unknown key `neft_shedule`"),
         ("--neft_shedule=linear", "Unknown key `neft_shedule`"),
         ("--neft-shedule linear", "Did you mean 'neft_schedule'?"),
+        # The beginnings of options, which argparse would take for them.
+        ("--neft_alpha 5", "Did you mean 'neftune_noise_alpha'?"),
+        ("--neft_schedul linear", "Unknown key `neft_schedul`"),
+        ("--learning_rat 1", "Unknown option `--learning_rat`. Did you mean `--learning_rate`?"),
+        ("--num_proc 2", "Unknown option `--num_proc`."),
         ("--dataset_name=", "No dataset: set `dataset_name`"),
         ("--accelerate_config nowhere", "Accelerate config nowhere is neither a file"),
         ("--accelerate_config=nowhere", "Accelerate config nowhere is neither a file"),
@@ -114,6 +120,8 @@ def test_a_wrong_option_is_refused(recipe, launched, words, message):
         ("neft_tokns: all", "Unknown key `neft_tokns`"),
         ("neft_tokns: all", "Did you mean 'neft_tokens'?"),
         ("a: [1", "expected ',' or ']'"),
+        ("common: {neft_tokens: all}", "`common`. A holder of YAML anchors needs a name that begi"),
+        ("neft: {tokens: all}", "`neft` is no key of the noise, and the keys in it would not be"),
     ],
 )
 def test_a_wrong_key_of_the_yaml_is_refused(recipe, launched, text, message):
@@ -122,6 +130,36 @@ def test_a_wrong_key_of_the_yaml_is_refused(recipe, launched, text, message):
     assert result.exit_code == 2
     assert message in result.output
     assert launched == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--neft_tokens=completion", "Did you mean 'response'?"),
+        ("--neft_seed 1.5", "`neft_seed` must be an int or unset; got 1.5."),
+        ("--neft_schedule polynomial --neft_schedule_args {powr:2}", "may be 'power'; got 'powr"),
+        ("--neft_length None --neft-alpha-end 1e0 --neft_schedule linear", "No dataset: set"),
+        ("", "No dataset: set"),
+    ],
+)
+def test_what_needs_no_trl_is_refused_without_it(tmp_path, words, message):
+    """Its import takes seconds."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("neftune_noise_alpha: 5\nneft_length: row\n")
+    code = f"""
+        import sys
+        from neft_plugins.cli import main
+        sys.argv = ["neft", "sft", "--config", {str(path)!r}, *{words.split()!r}]
+        for host in ("torch", "transformers", "trl", "accelerate"):
+            sys.modules[host] = None  # importing it is an error
+        main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,7 +173,10 @@ def test_a_wrong_key_of_the_yaml_is_refused(recipe, launched, text, message):
             "No model: set `model_name_or_path` (a Hub id or a folder).",
         ),
         ("--config", "`--config` needs the path of a YAML file."),
-        ("--config nowhere.yaml", "No such file or directory: 'nowhere.yaml'"),
+        ("--config nowhere.yaml", "nowhere.yaml cannot be read: No such file or directory."),
+        ("--configg sft.yaml", "Unknown option `--configg`. Did you mean `--config`?"),
+        ("--conf=sft.yaml", "Did you mean `--config`?"),
+        ("sft.yaml", "`sft.yaml` is no option's value. Write `--config sft.yaml`."),
     ],
 )
 def test_what_is_missing_is_said_first(launched, words, message):
@@ -199,6 +240,8 @@ def test_help_lists_every_option():
     short = run("-h")
     assert "neft sft --config RECIPE.yaml" in short.output
     assert len(short.output.splitlines()) < 25
+    assert "\\b" not in short.output
+    assert "\n  neft sft --config RECIPE.yaml\n" in short.output  # a line for each example
 
 
 # What the training script does.
@@ -255,6 +298,19 @@ def test_the_main_process_alone_prints_the_table(capsys, is_main):
     )
     print_summary(trainer, evaluate=False)
     assert ("what this run did" in capsys.readouterr().out) == is_main
+
+
+def test_what_was_never_logged_is_no_row(capsys):
+    trainer: Any = Namespace(
+        neft=Namespace(config=Namespace(alpha=5.0)),
+        state=Namespace(log_history=[{"train_loss": 1.0}]),
+        accelerator=Namespace(is_main_process=True),
+    )
+    print_summary(trainer, evaluate=False)
+    printed = capsys.readouterr().out
+    assert "what this run did" in printed
+    assert "alpha" not in printed
+    assert "training loss" not in printed
 
 
 def test_its_help_has_the_number_of_rows():
@@ -334,6 +390,21 @@ def test_ctrl_c_in_training_is_one_line(monkeypatch, capsys, rank, line):
     with pytest.raises(SystemExit) as ended:
         train.main()
     assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == line
+
+
+@pytest.mark.parametrize(("rank", "line"), [(None, "Error: no split"), ("1", "")])
+def test_a_split_that_is_not_there_is_one_line(monkeypatch, capsys, rank, line):
+    def load(words):
+        raise sft.SplitError("no split")
+
+    monkeypatch.setattr(sft, "run", load)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
     assert capsys.readouterr().err.strip() == line
 
 

@@ -84,7 +84,8 @@ def breaks_at_step_3(alpha, alpha_end, decay_steps):
 def test_one_that_raises_is_named_with_its_package(monkeypatch, kind, option, function):
     name = register(monkeypatch, kind, function)
     raised = "ZeroDivisionError: .*division" if kind == "schedule" else "KeyError: 'table'"
-    message = rf"The {kind} '{name}' of extras 2\.0 raised {raised}.*\. Repair that package, or"
+    what = "token rule" if kind == "tokens" else kind
+    message = rf"The {what} '{name}' of extras 2\.0 raised {raised}.*\. Repair that package, or"
     model = Embedder(8)
 
     def train():

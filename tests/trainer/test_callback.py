@@ -228,6 +228,16 @@ def test_what_noise_there_is_is_shown_in_a_script(tmp_path):
     assert shown.endswith(line)
 
 
+@pytest.mark.parametrize("alpha", [0, 10.0])
+def test_an_alpha_set_on_the_arguments_later_is_refused(tmp_path, alpha):
+    """The Trainer does not see it any more, and the callback goes by its config."""
+    trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
+    trainer.args.neftune_noise_alpha = alpha
+    message = f"have `neftune_noise_alpha: {alpha:g}`, and NEFTCallback has alpha 5. Leave it out"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
 def test_the_built_in_beside_the_callback_is_an_error(tmp_path):
     trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)], neftune_noise_alpha=5.0)
     with pytest.raises(RuntimeError, match="Drop `neftune_noise_alpha` from the training arg"):
