@@ -378,34 +378,26 @@ def test_a_failed_process_has_its_exit_code(
     assert "launch_sft" not in printed.err  # no traceback of the launcher's
 
 
-@pytest.mark.parametrize(("rank", "line"), [(None, "Stopped."), ("0", "Stopped."), ("1", "")])
-def test_ctrl_c_in_training_is_one_line(monkeypatch, capsys, rank, line):
-    def stop(words):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "Stopped."),
+        (sft.SplitError("The dataset has no split."), 2, "Error: The dataset has no split."),
+    ],
+)
+def test_what_ends_training_is_one_line(monkeypatch, capsys, rank, error, code, line):
+    def end(words):
+        raise error
 
-    monkeypatch.setattr(sft, "run", stop)
+    monkeypatch.setattr(sft, "run", end)
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as ended:
         train.main()
-    assert ended.value.code == 130
-    assert capsys.readouterr().err.strip() == line
-
-
-@pytest.mark.parametrize(("rank", "line"), [(None, "Error: no split"), ("1", "")])
-def test_a_split_that_is_not_there_is_one_line(monkeypatch, capsys, rank, line):
-    def load(words):
-        raise sft.SplitError("no split")
-
-    monkeypatch.setattr(sft, "run", load)
-    monkeypatch.delenv("RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
-    with pytest.raises(SystemExit) as ended:
-        train.main()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.strip() == line
+    assert ended.value.code == code
+    assert capsys.readouterr().err.strip() == ("" if rank == "1" else line)
 
 
 def test_ctrl_c_while_the_options_are_checked(recipe, monkeypatch):
