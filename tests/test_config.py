@@ -208,7 +208,7 @@ def test_a_number_out_of_all_bounds_is_refused_in_words(options, value):
 
 @pytest.mark.parametrize("option", sorted(KEY_NAMES))
 @pytest.mark.parametrize("value", [10**5000, [10**5000]], ids=["int", "list"])
-def test_no_option_is_too_long_to_be_told_of(option, value):
+def test_no_option_is_too_long_to_be_shown(option, value):
     with pytest.raises(NEFTConfigError, match="got a value of too many digits") as told:
         NEFTConfig(**{"alpha": 5, option: value})
     assert told.value.option == option
@@ -372,7 +372,7 @@ def test_defaults():
     assert NEFTConfig(alpha=0.1, scale="relative").length is None
 
 
-def test_an_end_value_that_is_never_reached_is_told():
+def test_an_end_value_that_is_never_reached_is_warned_of():
     with pytest.warns(NEFTWarning, match="`neft_alpha_end` is 1, but `neft_schedule: constant`"):
         NEFTConfig.from_keys({"neftune_noise_alpha": 5, "neft_alpha_end": 1})
     NEFTConfig(alpha=5, alpha_end=1, schedule="linear")
@@ -386,7 +386,7 @@ def test_an_end_value_that_is_never_reached_is_told():
         ({"alpha": 0.1, "alpha_end": 2, "schedule": "linear"}, "`{alpha_end}: 2` with"),
     ],
 )
-def test_noise_that_is_stronger_than_the_embeddings_is_told_once(options, told_of):
+def test_noise_that_is_stronger_than_the_embeddings_is_warned_of_once(options, told_of):
     options["scale"] = "relative"
     keys = {KEY_NAMES[option]: value for option, value in options.items()}
     for names, make in [
@@ -423,7 +423,7 @@ def test_what_is_meant_is_not_warned_of():
     ],
 )
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_warm_up_that_training_does_not_see_the_end_of_is_told(warmup, total, message, schedule):
+def test_a_warm_up_that_outlasts_training_is_warned_of(warmup, total, message, schedule):
     config = NEFTConfig(alpha=5, warmup_steps=warmup, schedule=schedule)
     with pytest.warns(NEFTWarning, match=re.escape(f"The warm-up {message} step and never 5.")):
         alpha = config.build_schedule(total)

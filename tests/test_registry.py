@@ -112,8 +112,8 @@ report_to: none
     assert code == 0, printed[-6000:]
     alphas = re.findall(r"'neft/alpha': '?([\d.]+)", printed)
     assert [float(a) for a in alphas] == [4, 2, 4, 2]
-    shares = re.findall(r"'neft/noised_tokens': '?([\d.]+)", printed)
-    assert all(0.45 < float(share) < 0.55 for share in shares)
+    fractions = re.findall(r"'neft/noised_tokens': '?([\d.]+)", printed)
+    assert all(0.45 < float(fraction) < 0.55 for fraction in fractions)
 
 
 def test_one_name_from_two_packages_is_an_error(monkeypatch):

@@ -229,7 +229,7 @@ def test_the_command_line_of_axolotl_sets_alpha(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_a_relative_alpha_above_1_is_told_once(tmp_path, data):
+def test_a_relative_alpha_above_1_is_warned_of_once(tmp_path, data):
     run = run_axolotl(tmp_path, **data, **ON, neft_scale="relative", plugins=[PLUGIN])
     assert run.exit_code == 0, run.printed[-3000:]
     told = "`neftune_noise_alpha: 5` with `neft_scale: relative` is noise 5 times as strong as"

@@ -48,7 +48,7 @@ def test_a_kill_as_soon_as_a_checkpoint_is_complete_loses_nothing(tmp_path, data
         assert torch.equal(weight, theirs[name]), name
 
 
-def test_what_changed_is_told(tmp_path, data):
+def test_what_changed_is_logged(tmp_path, data):
     assert train_until_complete(tmp_path, 2, **KEYS, **data) == -9
     other = {**KEYS, "max_steps": 6, "seed": 8, "neft_tokens": "response"}
     resumed = run_axolotl(tmp_path, **other, **data, auto_resume_from_checkpoints=True)

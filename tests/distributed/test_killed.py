@@ -117,7 +117,7 @@ def test_with_other_ranks_the_same_micro_batches_get_the_same_noise(before, afte
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_other_keys_are_told_once(tmp_path):
+def test_other_keys_are_logged_once(tmp_path):
     start(tmp_path, "DDP", KEYS | {"max_steps": 2}).results()
     other = KEYS | {"max_steps": 3, "neft_schedule": "linear", "neft_tokens": "all"}
     run = start(tmp_path, "DDP", other, resume="true")

@@ -41,14 +41,14 @@ def paper(length: int) -> float:
     return ALPHA / math.sqrt(3 * length * D)
 
 
-@pytest.mark.parametrize(("length", "width", "share"), [(25, 64, 0.62), (64, 512, 0.35)])
-def test_padding_weakens_the_built_in(length, width, share):
+@pytest.mark.parametrize(("length", "width", "fraction"), [(25, 64, 0.62), (64, 512, 0.35)])
+def test_padding_weakens_the_built_in(length, width, fraction):
     model = tiny_llama(hidden_size=D)
     ids = torch.randint(3, 64, (2, width))
     mask = (torch.arange(width) < length).long().expand(2, width)
     batch = {"input_ids": ids, "attention_mask": mask}
     theirs, ours = noise_rms(model, True, **batch), noise_rms(model, False, **batch)
-    assert theirs[mask == 1].mean() / paper(length) == pytest.approx(share, abs=0.02)
+    assert theirs[mask == 1].mean() / paper(length) == pytest.approx(fraction, abs=0.02)
     assert ours[mask == 1].mean() / paper(length) == pytest.approx(1, abs=0.02)
     assert theirs[mask == 0].min() > 0
     assert ours[mask == 0].max() == 0

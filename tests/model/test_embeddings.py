@@ -229,11 +229,11 @@ def test_images_get_no_noise(build: Any, length: str) -> None:
     config = NEFTConfig(alpha=ALPHA, distribution="rademacher", length=length)
     with noise_on(model, config) as neft:
         calls = noised(model, **batch)
-        share = neft.metrics()["neft/noised_tokens"]
+        fraction = neft.metrics()["neft/noised_tokens"]
     tap.remove()
     lengths = (text if length == "noised" else ids != PAD).sum(1).tolist()
     check(calls, Side(ids, text, lengths))
-    assert share == pytest.approx(18 / 26)
+    assert fraction == pytest.approx(18 / 26)
     # What reaches the language model at the placeholders is the image, the same in both passes.
     clean, noisy = given
     assert torch.equal(clean[ids == IMAGE], noisy[ids == IMAGE])

@@ -386,7 +386,7 @@ def test_metrics_of_a_batch_of_padding(batch):
         assert neft.metrics()["neft/noised_tokens"] == 0
 
 
-def test_noise_under_the_dtypes_resolution_is_told_once(batch):
+def test_noise_under_the_dtypes_resolution_is_warned_of_once(batch):
     model = Embedder(16, dtype=torch.bfloat16)
     nn.init.normal_(model.embed.weight, std=100.0)
     with attach_neft(model, CONFIG) as neft:
@@ -400,7 +400,7 @@ def test_noise_under_the_dtypes_resolution_is_told_once(batch):
 
 
 @pytest.mark.parametrize(("step", "told"), [(4, 1), (6, 0)])
-def test_the_small_noise_at_the_end_of_a_decay_is_not_told(batch, step, told):
+def test_the_small_noise_at_the_end_of_a_decay_is_not_warned_of(batch, step, told):
     model = Embedder(16, dtype=torch.bfloat16)
     nn.init.normal_(model.embed.weight, std=200.0)
     config = NEFTConfig(alpha=5.0, schedule="linear")
@@ -415,7 +415,7 @@ def test_the_small_noise_at_the_end_of_a_decay_is_not_told(batch, step, told):
 
 @pytest.mark.parametrize("scale", ["absolute", "relative"])
 @pytest.mark.filterwarnings("error:The noise is .* times as strong", "ignore:`alpha")
-def test_noise_stronger_than_the_signal_is_told_once(batch, scale):
+def test_noise_stronger_than_the_signal_is_warned_of_once(batch, scale):
     model = Embedder(16, zero=False)
     alpha = 2 if scale == "relative" else 100
     with attach_neft(model, NEFTConfig(alpha=alpha, scale=scale)) as neft:
@@ -433,7 +433,7 @@ def test_noise_stronger_than_the_signal_is_told_once(batch, scale):
 
 @pytest.mark.filterwarnings("error:The noise is .* times as strong")
 @pytest.mark.parametrize("std", [0.0, 1.0])
-def test_noise_weaker_than_the_signal_or_without_any_is_not_told(batch, std):
+def test_noise_weaker_than_the_signal_or_without_any_is_not_warned_of(batch, std):
     model = Embedder(16)
     nn.init.normal_(model.embed.weight, std=std)
     with attach_neft(model, CONFIG) as neft:
@@ -455,14 +455,14 @@ def test_steps_count_from_zero(model, place):
         neft.set_step(*place)
 
 
-def test_a_model_left_in_eval_mode_is_told(model, batch):
+def test_a_model_left_in_eval_mode_is_warned_of(model, batch):
     model.eval()
     with pytest.warns(NEFTWarning, match="The noise never fired: LlamaForCausalLM was called with"):
         with attach_neft(model, CONFIG):
             model(**batch).loss.backward()
 
 
-def test_an_embedding_left_in_eval_mode_is_told(model, batch):
+def test_an_embedding_left_in_eval_mode_is_warned_of(model, batch):
     model.get_input_embeddings().eval()
     with pytest.warns(NEFTWarning, match="The noise never fired: LlamaForCausalLM was called with"):
         with attach_neft(model, CONFIG):
@@ -562,7 +562,7 @@ def test_padding_of_packed_rows_is_told_by_the_tokenizers_token(models_own, give
     assert (noise.abs().amax(-1) > 0).tolist() == [[True, True, True, False, False]]
 
 
-def test_a_rule_that_chooses_no_token_is_told_once(model, batch):
+def test_a_rule_that_chooses_no_token_is_warned_of_once(model, batch):
     """As `prompt` where every token is trained on; and not where a batch has some of each."""
     everything = {**batch, "labels": batch["input_ids"]}
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens="prompt")) as neft:

@@ -266,7 +266,7 @@ def train(model: nn.Module, steps: int, before_step=None, passes: int = 1) -> No
         optimizer.zero_grad()
 
 
-def test_a_loop_that_never_sets_the_step_is_told_once():
+def test_a_loop_that_never_sets_the_step_is_warned_of_once():
     model = Embedder(D, zero=False)
     with pytest.warns(NEFTWarning, match="`set_step` was never called: alpha stays 5") as told:
         with attach_neft(model, NEFTConfig(alpha=5.0, schedule="linear"), total_steps=5):
@@ -274,7 +274,7 @@ def test_a_loop_that_never_sets_the_step_is_told_once():
     assert len(told) == 1
 
 
-def test_two_passes_without_any_step_are_told():
+def test_two_passes_without_any_step_are_warned_of():
     model = Embedder(D)
     with attach_neft(model, CONFIG):
         model(**given())
@@ -282,7 +282,7 @@ def test_two_passes_without_any_step_are_told():
             model(**given())
 
 
-def test_a_loop_that_sets_the_step_once_is_told():
+def test_a_loop_that_sets_the_step_once_is_warned_of():
     model = Embedder(D, zero=False)
     with attach_neft(model, CONFIG) as neft:
         neft.set_step(0, 1)
@@ -292,7 +292,7 @@ def test_a_loop_that_sets_the_step_once_is_told():
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_a_loop_that_sets_every_step_is_not_told(passes):
+def test_a_loop_that_sets_every_step_is_not_warned_of(passes):
     model = Embedder(D, zero=False)
     with attach_neft(model, CONFIG) as neft:
         train(model, 3, neft.set_step, passes)
@@ -333,7 +333,7 @@ def test_each_call_of_a_compiled_graph_has_its_own_noise():
 
 
 @pytest.mark.usefixtures("no_recompilation")
-def test_a_compiled_loop_that_never_sets_the_step_is_told():
+def test_a_compiled_loop_that_never_sets_the_step_is_warned_of():
     model = Embedder(D, zero=False)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with pytest.warns(NEFTWarning, match="`set_step` was never called"):

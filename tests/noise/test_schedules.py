@@ -84,11 +84,11 @@ def test_the_end_value_holds_after_the_end(name):
 @given(
     name=st.sampled_from(sorted(CLOSED_FORMS)),
     alpha=st.floats(0.1, 50),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     step=st.integers(0, 2 * T),
 )
-def test_a_schedule_stays_between_its_ends_and_is_pure(name, alpha, share, step):
-    alpha_end = share * alpha
+def test_a_schedule_stays_between_its_ends_and_is_pure(name, alpha, fraction, step):
+    alpha_end = fraction * alpha
     schedule = build(name, alpha=alpha, alpha_end=alpha_end)
     assert alpha_end - 1e-9 <= schedule(step) <= alpha + 1e-9
     assert schedule(step) == schedule(step) == build(name, alpha=alpha, alpha_end=alpha_end)(step)

@@ -462,7 +462,7 @@ def test_the_recipe_runs_and_its_noise_is_what_it_says(case, models, tmp_path, m
     if case.chat_template:
         tokenizer.chat_template = case.chat_template.read_text()
     ((length, response),) = {case.lengths(tokenizer, row) for row in rows}
-    share = response / length if case.tokens == "response" else 1.0
+    fraction = response / length if case.tokens == "response" else 1.0
     hidden = json.loads((models[case.model] / "config.json").read_text())["hidden_size"]
     tokens = case.documents * length  # of this rank
 
@@ -476,8 +476,8 @@ def test_the_recipe_runs_and_its_noise_is_what_it_says(case, models, tmp_path, m
         if alpha == 0:
             assert "neft/noise_rms" not in log
             continue
-        assert log["neft/noised_tokens"] == pytest.approx(share), step
-        error = math.sqrt(SPREAD[case.distribution] / (tokens * share * hidden)) / 2
+        assert log["neft/noised_tokens"] == pytest.approx(fraction), step
+        error = math.sqrt(SPREAD[case.distribution] / (tokens * fraction * hidden)) / 2
         expected = alpha / math.sqrt(3 * length * hidden)
         assert log["neft/noise_rms"] == pytest.approx(expected, rel=5 * error), step
     if "logging_steps" in case.replaced:  # by a Trainer

@@ -201,7 +201,7 @@ def test_a_baseline_has_no_noise_and_says_so(tmp_path, caplog):
     assert [m for m in caplog.messages if "NEFT" in m] == ["NEFT: alpha 0, no noise"]
 
 
-def test_a_baseline_that_goes_on_with_noise_is_told(tmp_path, caplog):
+def test_a_baseline_that_goes_on_with_noise_is_logged(tmp_path, caplog):
     saves = {"save_strategy": "steps", "save_steps": 2}
     make_trainer(tmp_path, [NEFTCallback(replace(CONFIG, alpha=0))], **saves).train()
     trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])

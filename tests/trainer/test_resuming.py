@@ -105,7 +105,7 @@ def test_the_output_and_each_checkpoint_say_all_that_the_noise_depends_on(checkp
         ),
     ],
 )
-def test_what_changed_is_told(checkpoint, resumed, options, arguments, told):
+def test_what_changed_is_logged(checkpoint, resumed, options, arguments, told):
     assert resumed(checkpoint, with_options(CONFIG, **options), **arguments) == [told]
 
 
@@ -118,7 +118,7 @@ def test_what_changed_is_told(checkpoint, resumed, options, arguments, told):
         ({"seed": 7}, {"seed": 8}),
     ],
 )
-def test_nothing_is_told_where_the_noise_is_what_it_was(checkpoint, resumed, options, arguments):
+def test_nothing_is_logged_where_the_noise_is_what_it_was(checkpoint, resumed, options, arguments):
     assert resumed(checkpoint, with_options(CONFIG, **options), **arguments) == []
 
 
@@ -148,7 +148,7 @@ def test_nothing_is_told_where_the_noise_is_what_it_was(checkpoint, resumed, opt
         ({}, 2, 4, []),
     ],
 )
-def test_other_total_steps_are_told_if_alpha_is_another(
+def test_other_total_steps_are_logged_if_alpha_is_another(
     tmp_path, resumed, options, before, now, told
 ):
     config = with_options(CONSTANT, **options)
@@ -156,7 +156,7 @@ def test_other_total_steps_are_told_if_alpha_is_another(
     assert resumed(saved, config, max_steps=now) == told
 
 
-def test_other_draws_are_told(checkpoint, resumed, monkeypatch):
+def test_other_draws_are_logged(checkpoint, resumed, monkeypatch):
     monkeypatch.setattr("neft_plugins.trainer.record.NOISE_VERSION", NOISE_VERSION + 1)
     assert resumed(checkpoint) == [f"noise_version {NOISE_VERSION} -> {NOISE_VERSION + 1}"]
 
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_only_train_is_given_is_found(checkpoint, tmp_path, ca
     assert "resumed at step 2 with other noise than before: seed 7 -> 8" in caplog.text
 
 
-def test_a_checkpoint_saved_without_noise_is_told(checkpoint, tmp_path, caplog):
+def test_a_checkpoint_saved_without_noise_is_logged(checkpoint, tmp_path, caplog):
     """Noise, then none, then noise: the record of the first is not that of the second."""
     clean = make_trainer(tmp_path, **SAVES, max_steps=3)
     clean.train(resume_from_checkpoint=str(checkpoint))
@@ -274,7 +274,7 @@ def test_training_anew_after_an_interrupt_makes_no_checkpoint_of_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]
 
 
-def test_what_is_told_goes_to_the_logger_that_was_given(checkpoint, tmp_path, caplog):
+def test_what_is_logged_goes_to_the_logger_that_was_given(checkpoint, tmp_path, caplog):
     callback = NEFTCallback(CONFIG, logger=logging.getLogger("host.noise"))
     caplog.set_level(logging.INFO, "host.noise")
     trainer = make_trainer(tmp_path, [callback], seed=8)

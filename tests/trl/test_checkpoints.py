@@ -71,7 +71,7 @@ def test_whatever_a_kill_left_of_a_save_is_passed_over(output, caplog):
     assert f"Not complete, so passed over: checkpoint-3 in {output}." in caplog.text
 
 
-def test_what_is_resumed_is_told(output, caplog):
+def test_what_is_resumed_is_logged(output, caplog):
     find_checkpoint("latest", str(output))
     assert f"Resuming from {output}/checkpoint-3 at step 3." in caplog.text
     assert "passed over" not in caplog.text
@@ -131,7 +131,7 @@ def test_saving_anew_a_checkpoint_is_incomplete_until_it_is_saved(output, monkey
 
 
 @pytest.mark.parametrize("text", ["", '{"alpha": 5', "null", "[1]", "\0"])
-def test_a_damaged_record_stops_no_resume_and_is_told(text, output, caplog):
+def test_a_damaged_record_stops_no_resume_and_is_logged(text, output, caplog):
     (output / "checkpoint-2" / CONFIG_FILE).write_text(text)
     trainer = make_trainer(output, max_steps=3)
     trainer.train(resume_from_checkpoint=str(output / "checkpoint-2"))

@@ -40,7 +40,7 @@ def test_the_help_of_the_command_line_tells_it():
             assert option.metadata["help"] in told, option.name
 
 
-def test_a_relative_alpha_above_1_is_told_once(tmp_path):
+def test_a_relative_alpha_above_1_is_warned_of_once(tmp_path):
     with pytest.warns(NEFTWarning, match="`neftune_noise_alpha: 5` with `neft_scale: rel") as told:
         training = parsed(tmp_path, "--neft_scale", "relative")
     assert training.neft_config().scale == "relative"
