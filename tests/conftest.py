@@ -13,8 +13,9 @@ import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
-hypothesis.settings.load_profile("no deadline")
+# The machine may be busy; and CI is to find what a change broke, the same at each run.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("tests")
 
 if not torch.cuda.is_available():
     # Read when Triton is first imported, by whichever test: its kernels run in its interpreter.
