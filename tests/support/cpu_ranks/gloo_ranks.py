@@ -14,11 +14,7 @@ def prepare() -> None:
     """Call in each rank before a host looks around."""
     if "LOCAL_RANK" not in os.environ:
         return
-    # The first that is registered is the last that is called. A worker thread of gloo needs the GIL
-    # to free the tensors of the last collective, and a busy machine may keep it waiting. Once the
-    # interpreter is on its way out, asking for the GIL ends the rank: "terminate called without an
-    # active exception".
-    atexit.register(time.sleep, 0.5)
+    _give_gloo_time()
     from accelerate import PartialState
     from accelerate.parallelism_config import ParallelismConfig
     from transformers import modeling_utils
@@ -34,6 +30,27 @@ def prepare() -> None:
     # Axolotl asks for a mesh of GPUs, and loads the model of rank r on GPU r.
     ParallelismConfig.build_device_mesh = lambda config, device_type: build_mesh(config, "cpu")
     modeling_utils.check_and_set_device_map = on_cpu
+
+
+def _give_gloo_time() -> None:
+    """Before a process group goes, and before the interpreter does.
+
+    A worker thread of gloo needs the GIL to free the tensors of the last collective, and a busy
+    machine may keep it waiting. Who frees the group waits for that thread, and holds the GIL: the
+    rank hangs. Once the interpreter is on its way out, asking for the GIL ends the rank: "terminate
+    called without an active exception".
+    """
+    from torch import distributed
+
+    destroy = distributed.destroy_process_group
+
+    def destroy_later(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.5)
+        destroy(*args, **kwargs)
+
+    distributed.destroy_process_group = destroy_later
+    # The first that is registered is the last that is called.
+    atexit.register(time.sleep, 0.5)
 
 
 def _prepare_backend(state: Any, *args: object, **kwargs: object) -> tuple[str, str]:
