@@ -22,7 +22,6 @@ def launch_parser() -> ArgumentParser:
     parser: Any = launch_command_parser()
     parser.add_argument("--accelerate_config", "--accelerate-config")
     parser.error = _refuse
-    parser.allow_abbrev = False
     return parser
 
 
