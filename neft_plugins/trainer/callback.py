@@ -10,7 +10,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging as hf_logging
 
 from neft_plugins.config import NEFTConfig
-from neft_plugins.keys import ALPHA_KEY
+from neft_plugins.keys import ALPHA_KEY, number_in_text
 from neft_plugins.model.handle import NEFTHandle, attach_neft, attached_handle
 from neft_plugins.model.hooks import NoNoiseError
 from neft_plugins.trainer.old_log_probabilities import check_old_log_probabilities
@@ -126,13 +126,13 @@ class NEFTCallback(TrainerCallback, ExportableState):
             left.remove()
         if self.config.alpha > 0:
             check_old_log_probabilities(args)
-        if self.config.alpha > 0 and args.n_gpu > 1:
-            raise ValueError(
-                f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} "
-                "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
-                "CUDA_VISIBLE_DEVICES=0."
-            )
-        given = args.neftune_noise_alpha
+            if args.n_gpu > 1:
+                raise ValueError(
+                    f"Noise cannot follow nn.DataParallel, which the Trainer uses for {args.n_gpu} "
+                    "GPUs in one process. Launch with `accelerate launch` or `torchrun`, or set "
+                    "CUDA_VISIBLE_DEVICES=0."
+                )
+        given = number_in_text(args.neftune_noise_alpha)
         if given is not None and given != self.config.alpha:
             raise ValueError(
                 f"The Trainer's arguments have `{ALPHA_KEY}: {given:g}`, and NEFTCallback has "

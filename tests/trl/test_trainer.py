@@ -113,6 +113,14 @@ def test_keys_that_are_set_before_training_count(tmp_path):
         assert hooks_of(trainer.model) == {}
 
 
+def test_an_alpha_in_text_trains(tmp_path):
+    """As YAML reads 5e0; the arguments keep it as it was given."""
+    trainer = make_trainer(tmp_path, neftune_noise_alpha="5e0")
+    with recorded(trainer.model) as passes:
+        trainer.train()
+    check_noise(passes, [5.0] * 3)
+
+
 def test_a_wrong_key_that_is_set_before_training_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.args.neft_distribution = "gausian"
