@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 ALPHA_KEY = "neftune_noise_alpha"
@@ -18,6 +19,22 @@ def key_name(option: str) -> str:
     ('neftune_noise_alpha', 'neft_schedule')
     """
     return ALPHA_KEY if option == "alpha" else PREFIX + option
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML file, which must have some.
+
+    Raises:
+        ValueError: If it holds something else.
+        OSError: If it cannot be read.
+        yaml.YAMLError: If it is not YAML.
+    """
+    import yaml  # which the core does not need
+
+    keys = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(keys, dict):
+        raise ValueError(f"{path} must have keys and values (`key: value`); it has none.")
+    return {str(key): value for key, value in keys.items()}
 
 
 def is_none_in_text(value: object) -> bool:

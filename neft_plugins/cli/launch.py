@@ -6,13 +6,13 @@ import subprocess
 import warnings
 from argparse import Namespace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from neft_plugins.cli.train import STOPPED
 from neft_plugins.config import NEFTConfig, NEFTWarning
+from neft_plugins.keys import read_yaml
 
 NO_DATASET = "No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`."
 SCRIPT = "neft_plugins.cli.train"
@@ -60,8 +60,7 @@ def launch_sft(arguments: list[str]) -> int:
         launch.config_file = resolve_accelerate_config_argument(named)[1]
     _, training, *_ = parser.parse_args_and_config(words, return_remaining_strings=True)
     check_checkpoint(training.resume_from_checkpoint)
-    if not values.model_name_or_path:
-        raise ValueError("No model: set `model_name_or_path` (a Hub id or a folder).")
+    sft.named_model(values.model_name_or_path)
     return _launch(launch)
 
 
@@ -94,11 +93,7 @@ def _read_recipe(words: list[str]) -> dict[str, Any]:
         return {}
     if words[-1] == "--config":
         raise ValueError("`--config` needs the path of a YAML file.")
-    path = words[words.index("--config") + 1]
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must have keys and values (`key: value`); it has none.")
-    return {str(key): value for key, value in recipe.items()}
+    return read_yaml(words[words.index("--config") + 1])
 
 
 def _given_options(words: list[str]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The recipes that come with the package: whole runs, for ``neft sft`` or Axolotl."""
 
-import difflib
 import re
 import shlex
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from neft_plugins.messages import closest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED, CHECKOUT = PACKAGE / "recipes", PACKAGE.parent / "recipes"
@@ -115,9 +116,9 @@ def find_recipe(name: str) -> Recipe:
     if found:
         raise ValueError(f"Two recipes are named {name!r}: {' and '.join(found)}. Name one.")
     known = [*recipes, *(each.rpartition("/")[2] for each in recipes)]
-    close = difflib.get_close_matches(wanted, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"No recipe is named {name!r}; `neft recipes` lists them.{hint}")
+    raise ValueError(
+        f"No recipe is named {name!r}; `neft recipes` lists them.{closest(wanted, known)}"
+    )
 
 
 def to_start_from(recipe: Recipe, path: Path) -> Recipe:

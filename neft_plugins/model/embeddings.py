@@ -1,6 +1,5 @@
 """Which modules of a model are its input embeddings, and what is known of them."""
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neft_plugins import _compat
+from neft_plugins.messages import closest
 
 Side = Literal["model", "encoder", "decoder"]
 
@@ -186,10 +186,9 @@ def _module_named(model: nn.Module, embedding: str) -> nn.Module:
         raise TypeError(f"`embedding` must be a module or its dotted name; got {embedding!r}.")
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     if embedding not in names:
-        close = difflib.get_close_matches(embedding, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"`embedding` must be a module of {type(model).__name__}; got {embedding!r}.{hint}"
+            f"`embedding` must be a module of {type(model).__name__}; got {embedding!r}."
+            f"{closest(embedding, names)}"
         )
     return model.get_submodule(embedding)
 

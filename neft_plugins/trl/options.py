@@ -6,11 +6,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from accelerate.commands.launch import launch_command_parser
 from trl import TrlParser
 
 from neft_plugins.config import NEFTConfig
+from neft_plugins.keys import read_yaml
 
 
 def launch_parser() -> ArgumentParser:
@@ -45,16 +45,12 @@ def split_options(
         yaml.YAMLError: If it is not YAML.
     """
     own = [*words]
-    recipe: Any = {}
+    recipe: dict[str, Any] = {}
     if "--config" in own:
         place = own.index("--config")
-        path = own[place + 1]
+        recipe = read_yaml(own[place + 1])
         del own[place : place + 2]
-        with open(path, encoding="utf-8") as stream:
-            recipe = yaml.safe_load(stream)
-        if not isinstance(recipe, dict):
-            raise ValueError(f"{path} must have keys and values (`key: value`); it has none.")
-    keys = {str(key): value for key, value in recipe.items() if not _is_no_option(str(key))}
+    keys = {key: value for key, value in recipe.items() if not _is_no_option(key)}
     script.set_defaults_with_config(**keys)
     values, rest = script.parse_known_args(own)
     rest_of_keys = {key: value for key, value in keys.items() if not hasattr(values, key)}

@@ -76,6 +76,17 @@ def _or_unset(parse: Any) -> Callable[[str], Any]:
     return parse_or_unset
 
 
+def named_model(name: str | None) -> str:
+    """The name of the model, which must be given.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not name:
+        raise ValueError("No model: set `model_name_or_path` (a Hub id or a folder).")
+    return name
+
+
 def load_splits(
     script: ScriptArguments, mixture: DatasetMixtureConfig, names: list[str]
 ) -> list[Any]:
@@ -143,7 +154,7 @@ def main(
         names.append(script.dataset_test_split)
     train, *held_out = load_splits(script, mixture, names)
     trainer = NEFTSFTTrainer(
-        model=str(model.model_name_or_path),
+        model=named_model(model.model_name_or_path),
         args=training,
         train_dataset=train,
         eval_dataset=held_out[0] if held_out else None,
