@@ -1,0 +1,139 @@
+"""What helps: fine-tune real weights with each noise and several seeds; one JSON line a run.
+
+    python tests/benchmarks/study/run.py --model MODEL --data DATA --arms core --jobs 2
+    python tests/benchmarks/study/run.py --model MODEL --data DATA --again commongen-600/none/0
+
+Runs whose line is in the file already are left out, so it goes on where it stopped. `--again` makes
+a run again from its line, and says whether the weights are equal, bit for bit.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ARMS = yaml.safe_load((HERE / "arms.yaml").read_text())
+RESULTS = HERE.parent / "results" / "study.jsonl"
+PARTS = ("arguments", "noise", "sparsity", "model", "lora")
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # glibc gives the pages of a large tensor back each time, which costs a third of a step.
+    "MALLOC_MMAP_THRESHOLD_": "17179869184",
+    "MALLOC_TRIM_THRESHOLD_": "34359738368",
+}
+
+
+def settings_of(task: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
+    """Every setting of a run: what all have, then the task's, then the arm's."""
+    settings: dict[str, Any] = {
+        "name": f"{task}/{arm}/{seed}",
+        "task": task,
+        "arm": arm,
+        "seed": seed,
+        "threads": threads,
+    }
+    for given in (ARMS["every_run"], ARMS["tasks"][task], ARMS["arms"][arm]):
+        for key, value in given.items():
+            settings[key] = settings.get(key, {}) | value if key in PARTS else value
+    return settings
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Name of a run -> its line."""
+    if not path.exists():
+        return {}
+    lines = (json.loads(line) for line in path.open())
+    return {line["name"]: line for line in lines}
+
+
+def train_here(*arguments: Any) -> dict[str, Any]:
+    """One run, in a process of its own."""
+    from training import train
+
+    return train(*arguments)
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder of the model.")
+@click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--work", default="runs/study", type=click.Path(path_type=Path), help="For rows.")
+@click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="JSON lines.")
+@click.option("--task", "tasks", multiple=True, default=["commongen-600"], show_default=True)
+@click.option("--arms", multiple=True, help="Arms, or groups of them.")
+@click.option("--seeds", default=4, show_default=True, help="Seeds 0 to this one, without it.")
+@click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
+@click.option("--threads", default=1, show_default=True, help="Threads of a run.")
+@click.option("--keep", is_flag=True, help="Save the models under WORK/runs, for `neft report`.")
+@click.option("--again", help="Make the run of this name again from its line.")
+def main(
+    model: str,
+    data: Path,
+    work: Path,
+    output: Path,
+    tasks: tuple[str, ...],
+    arms: tuple[str, ...],
+    seeds: int,
+    jobs: int,
+    threads: int,
+    keep: bool,
+    again: str | None,
+) -> None:
+    """Train the arms that have no line yet, and append a line for each."""
+    os.environ.update(ENVIRONMENT)
+    done = read_lines(output)
+    if again is not None:
+        made, line = run([done[again]["settings"]], 1, model, data, work, keep)[0], done[again]
+        differing = [key for key in made if made[key] != line[key] and "seconds" not in key]
+        print(f"{again}: " + (f"differs in {', '.join(differing)}" if differing else "the same"))
+        sys.exit(bool(differing))
+    chosen = [arm for name in arms for arm in ARMS["groups"].get(name, [name])]
+    todo = [
+        settings_of(task, arm, seed, threads)
+        for task in tasks
+        for seed in range(seeds)
+        for arm in dict.fromkeys(chosen)
+        if f"{task}/{arm}/{seed}" not in done
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    run(todo, jobs, model, data, work, keep, output)
+
+
+def run(
+    todo: list[dict[str, Any]],
+    jobs: int,
+    model: str,
+    data: Path,
+    work: Path,
+    keep: bool,
+    output: Path | None = None,
+) -> list[dict[str, Any]]:
+    """The lines of runs, each appended to a file as soon as there is one."""
+    lines = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        runs = [pool.submit(train_here, settings, model, data, work, keep) for settings in todo]
+        for finished in as_completed(runs):
+            try:
+                line = finished.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            lines.append(line)
+            losses = [f"{one['test_loss']:.3f}" for one in line["evaluations"]]
+            print(f"{line['name']}: test loss {' '.join(losses)}, {line['seconds']} s", flush=True)
+            if output is not None:
+                with output.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
