@@ -54,6 +54,13 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in lines}
 
 
+def write_rows(*arguments: Any) -> None:
+    """The rows of a task, before two runs want them at once."""
+    import tasks
+
+    tasks.write_rows(*arguments)
+
+
 def train_here(*arguments: Any) -> dict[str, Any]:
     """One run, in a process of its own."""
     from training import train
@@ -117,9 +124,13 @@ def run(
 ) -> list[dict[str, Any]]:
     """The lines of runs, each appended to a file as soon as there is one."""
     lines = []
+    sets = {(settings["data"], settings["rows"]) for settings in todo}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        runs = [pool.submit(train_here, settings, model, data, work, keep) for settings in todo]
+        for name, count in sorted(sets):
+            folder = work / "rows" / f"{name}-{count}"
+            pool.submit(write_rows, folder, name, count, data, model).result()
+        runs = [pool.submit(train_here, settings, model, work, keep) for settings in todo]
         for finished in as_completed(runs):
             try:
                 line = finished.result()

@@ -98,7 +98,7 @@ def _with_typo(word: str, draw: random.Random) -> str:
 
 @torch.inference_mode()
 def sample_stories(model: str) -> list[list[int]]:
-    """Texts as the model was pretrained on: sampled from it at temperature 1, before any training."""
+    """Texts as the model was pretrained on: sampled from it, at temperature 1."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from packing_noise import machine
 from peft import LoraConfig, get_peft_model
-from tasks import digest, write_rows
+from tasks import digest
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -49,14 +49,13 @@ Settings = dict[str, Any]
 Line = dict[str, Any]
 
 
-def train(settings: Settings, model: str, data: Path, work: Path, keep: bool = False) -> Line:
+def train(settings: Settings, model: str, work: Path, keep: bool = False) -> Line:
     """Train one arm with one seed, and measure it without noise.
 
     Args:
         settings: Of the run: those of arms.yaml, with its `name`, `seed` and `threads`.
         model: Folder of the model.
-        data: Folder of the data.
-        work: Folder for the rows, and for what is kept of the run.
+        work: Folder of the rows, and for what is kept of the run.
         keep: Whether the model is saved at each evaluation, for `neft report`.
 
     Returns:
@@ -65,7 +64,6 @@ def train(settings: Settings, model: str, data: Path, work: Path, keep: bool = F
     begun = time.perf_counter()
     torch.set_num_threads(settings["threads"])
     folder = work / "rows" / f"{settings['data']}-{settings['rows']}"
-    write_rows(folder, settings["data"], settings["rows"], data, model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = read_rows(folder, tokenizer)
     steps = settings["arguments"]["max_steps"]
