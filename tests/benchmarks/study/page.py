@@ -9,16 +9,13 @@ In the page, ``<!-- study: TASK TABLE GROUP -->`` begins a table of a group of a
 
 import re
 import statistics
-import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
 import yaml
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 
 from comparisons import Difference, Line, Study, read
 
@@ -53,7 +50,7 @@ def setup(lines: list[Line]) -> str:
     hours = sum(one["seconds"] for one in lines) / 3600
     threads = sorted({one["settings"]["threads"] for one in lines})
     return (
-        f"{len(lines)} runs, {hours:.1f} hours of {' and '.join(map(str, threads))} thread each, on "
+        f"{len(lines)} runs of {' or '.join(map(str, threads))} thread, {hours:.1f} hours in all, on "
         f"{'; '.join(machines)}; python {lines[0]['python']}, {', '.join(versions)}."
     )
 
