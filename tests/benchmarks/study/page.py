@@ -14,11 +14,9 @@ from pathlib import Path
 
 import click
 import yaml
-
-HERE = Path(__file__).resolve().parent
-
 from comparisons import Difference, Line, Study, read
 
+HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "study.jsonl"
 PAGE = HERE.parents[2] / "docs" / "results.md"
 ARMS = yaml.safe_load((HERE / "arms.yaml").read_text(encoding="utf-8"))
@@ -50,8 +48,8 @@ def setup(lines: list[Line]) -> str:
     hours = sum(one["seconds"] for one in lines) / 3600
     threads = sorted({one["settings"]["threads"] for one in lines})
     return (
-        f"{len(lines)} runs of {' or '.join(map(str, threads))} thread, {hours:.1f} hours in all, on "
-        f"{'; '.join(machines)}; python {lines[0]['python']}, {', '.join(versions)}."
+        f"{len(lines)} runs of {' or '.join(map(str, threads))} thread, {hours:.1f} hours in all, "
+        f"on {'; '.join(machines)}; python {lines[0]['python']}, {', '.join(versions)}."
     )
 
 
