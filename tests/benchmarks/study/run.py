@@ -19,9 +19,9 @@ import click
 import yaml
 
 HERE = Path(__file__).resolve().parent
-ARMS = yaml.safe_load((HERE / "arms.yaml").read_text())
 RESULTS = HERE.parent / "results" / "study.jsonl"
 PARTS = ("arguments", "noise", "sparsity", "model", "lora")
+TIMES = ("training_seconds", "seconds")
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -31,7 +31,9 @@ ENVIRONMENT = {
 }
 
 
-def settings_of(task: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
+def settings_of(
+    study: dict[str, Any], task: str, arm: str, seed: int, threads: int
+) -> dict[str, Any]:
     """Every setting of a run: what all have, then the task's, then the arm's."""
     settings: dict[str, Any] = {
         "name": f"{task}/{arm}/{seed}",
@@ -40,7 +42,7 @@ def settings_of(task: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
         "seed": seed,
         "threads": threads,
     }
-    for given in (ARMS["every_run"], ARMS["tasks"][task], ARMS["arms"][arm]):
+    for given in (study["every_run"], study["tasks"][task], study["arms"][arm]):
         for key, value in given.items():
             settings[key] = settings.get(key, {}) | value if key in PARTS else value
     return settings
@@ -73,6 +75,7 @@ def train_here(*arguments: Any) -> dict[str, Any]:
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--work", default="runs/study", type=click.Path(path_type=Path), help="For rows.")
 @click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="JSON lines.")
+@click.option("--study", default=HERE / "arms.yaml", type=click.Path(path_type=Path))
 @click.option("--task", "tasks", multiple=True, default=["commongen-600"], show_default=True)
 @click.option("--arms", multiple=True, help="Arms, or groups of them.")
 @click.option("--seeds", default=4, show_default=True, help="Seeds 0 to this one, without it.")
@@ -85,6 +88,7 @@ def main(
     data: Path,
     work: Path,
     output: Path,
+    study: Path,
     tasks: tuple[str, ...],
     arms: tuple[str, ...],
     seeds: int,
@@ -98,12 +102,15 @@ def main(
     done = read_lines(output)
     if again is not None:
         made, line = run([done[again]["settings"]], 1, model, data, work, keep)[0], done[again]
-        differing = [key for key in made if made[key] != line[key] and "seconds" not in key]
+        differing = [
+            key for key in made if made[key] != line[key] and key not in ("commit", *TIMES)
+        ]
         print(f"{again}: " + (f"differs in {', '.join(differing)}" if differing else "the same"))
         sys.exit(bool(differing))
-    chosen = [arm for name in arms for arm in ARMS["groups"].get(name, [name])]
+    given = yaml.safe_load(study.read_text(encoding="utf-8"))
+    chosen = [arm for name in arms for arm in given["groups"].get(name, [name])]
     todo = [
-        settings_of(task, arm, seed, threads)
+        settings_of(given, task, arm, seed, threads)
         for task in tasks
         for seed in range(seeds)
         for arm in dict.fromkeys(chosen)

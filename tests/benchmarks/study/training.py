@@ -119,6 +119,7 @@ def train(settings: Settings, model: str, work: Path, keep: bool = False) -> Lin
         "log": [
             {key: value for key, value in one.items() if isinstance(value, int | float)}
             for one in trainer.state.log_history
+            if "loss" in one  # the last has times alone
         ],
         **measured,
     }
@@ -235,7 +236,7 @@ class Evaluation(TrainerCallback):
         answers = generate(
             model,
             self.tokenizer,
-            [rows.prompt_ids(row) for row in range(ANSWERED[split])],
+            [rows.prompt_ids(row) for row in range(min(ANSWERED[split], len(rows)))],
             stop_ids(model, self.tokenizer, rows),
             max_new_tokens=self.settings["max_new_tokens"],
             repetition_penalty=1.0,  # the prompts of CommonGen hold the words of the answer
