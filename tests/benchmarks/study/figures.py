@@ -31,29 +31,35 @@ COLORS = {
 OTHER = "#56b4e9"
 PARETO = ("none", "constant-1", "constant-2", "constant-5", "linear-5-0", "linear-0-5")
 PARETO += ("linear-5-0-response", "relative-0.3", "weight-decay", "dropout")
+TASKS = {
+    "learning rate 5e-5, the best without noise": "commongen-600",
+    "learning rate 2e-4": "commongen-600-2e-4",
+}
 CURVES = ("none", "constant-5", "linear-5-0", "linear-0-5")
 
 
 def draw(lines: list[Line], folder: Path) -> None:
     """Write every figure."""
-    study = Study(lines, "commongen-600", [*PARETO])
+    studies = {title: Study(lines, task, [*PARETO]) for title, task in TASKS.items()}
     with plt.rc_context(STYLE):
-        save(pareto(study), folder / "study_pareto.svg")
-        save(curves(study), folder / "study_losses.svg")
+        save(pareto(studies), folder / "study_pareto.svg")
+        save(curves(next(iter(studies.values()))), folder / "study_losses.svg")
 
 
-def pareto(study: Study) -> Any:
-    """Held-out loss at the end against recitation; none's best epoch beside it."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    for arm in study.arms:
-        color = COLORS.get(arm, OTHER)
-        point(axis, study, arm, "end", color, "o")
-        if arm == "none":
-            point(axis, study, arm, "best", color, "*")
-    axis.set_xlabel("held-out loss, nats per token")
-    axis.set_ylabel("training answers recited, %")
-    axis.set_ylim(bottom=-1)
-    axis.spines[["top", "right"]].set_visible(False)
+def pareto(studies: dict[str, Study]) -> Any:
+    """Held-out loss at the end against recitation; the best epoch without noise beside it."""
+    figure, axes = plt.subplots(1, len(studies), figsize=(9, 3.6), layout="constrained")
+    for axis, (title, study) in zip(axes, studies.items(), strict=True):
+        for arm in study.arms:
+            color = COLORS.get(arm, OTHER)
+            point(axis, study, arm, "end", color, "o")
+            if arm == "none":
+                point(axis, study, arm, "best", color, "*")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("held-out loss, nats per token")
+        axis.set_ylim(bottom=-1)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("training answers recited, %")
     return figure
 
 
