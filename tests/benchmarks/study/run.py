@@ -78,7 +78,8 @@ def train_here(*arguments: Any) -> dict[str, Any]:
 @click.option("--study", default=HERE / "arms.yaml", type=click.Path(path_type=Path))
 @click.option("--task", "tasks", multiple=True, default=["commongen-600"], show_default=True)
 @click.option("--arms", multiple=True, help="Arms, or groups of them.")
-@click.option("--seeds", default=4, show_default=True, help="Seeds 0 to this one, without it.")
+@click.option("--seeds", default=4, show_default=True, help="How many seeds each arm has.")
+@click.option("--first-seed", default=0, show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
 @click.option("--threads", default=1, show_default=True, help="Threads of a run.")
 @click.option("--keep", is_flag=True, help="Save the models under WORK/runs, for `neft report`.")
@@ -92,6 +93,7 @@ def main(
     tasks: tuple[str, ...],
     arms: tuple[str, ...],
     seeds: int,
+    first_seed: int,
     jobs: int,
     threads: int,
     keep: bool,
@@ -112,7 +114,7 @@ def main(
     todo = [
         settings_of(given, task, arm, seed, threads)
         for task in tasks
-        for seed in range(seeds)
+        for seed in range(first_seed, first_seed + seeds)
         for arm in dict.fromkeys(chosen)
         if f"{task}/{arm}/{seed}" not in done
     ]
