@@ -136,6 +136,21 @@ def test_the_page_is_what_the_lines_say() -> None:
     run_python(str(FOLDER / "page.py"), "--check", timeout=300)
 
 
+@pytest.mark.usefixtures("study")
+def test_the_arms_of_a_seed_had_the_same_rows_in_the_same_order() -> None:
+    from comparisons import read
+
+    orders: dict[tuple[Any, ...], set[str]] = {}
+    for line in read(FOLDER.parent / "results" / "study.jsonl"):
+        settings = line["settings"]
+        how = settings["arguments"]
+        batch = (settings.get("packed_to"), how["per_device_train_batch_size"], how["max_steps"])
+        same = orders.setdefault((settings["task"], settings["seed"], *batch), set())
+        same.add(line["order_digest"])
+    assert {len(found) for found in orders.values()} == {1}
+    assert len({order for found in orders.values() for order in found}) == len(orders)
+
+
 @pytest.mark.slow
 def test_runs_go_on_where_they_stopped_and_are_made_again_bit_for_bit(tmp_path: Path) -> None:
     write_commongen(tmp_path)

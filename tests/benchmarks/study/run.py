@@ -151,7 +151,7 @@ def run(
             print(f"{line['name']}: test loss {' '.join(losses)}, {line['seconds']} s", flush=True)
             if output is not None:
                 with output.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(line, separators=(",", ":")) + "\n")
     return lines
 
 

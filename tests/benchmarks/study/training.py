@@ -38,7 +38,9 @@ from neft_plugins.rows.files import file_rows
 
 PACKAGES = ("neft-plugins", "torch", "transformers", "trl", "peft", "accelerate")
 EVALUATIONS = 5
-MEASURED = {"train": 200, "validation": 200, "test": 300, "typos": 300, "stories": 64}
+ROWS = {"train": 200, "validation": 200, "test": 300, "typos": 300, "stories": 64}
+AS_IT_TRAINS = ("validation", "test")
+OF_A_MODEL = ("train", "test", "typos", "stories")
 ANSWERED = {"train": 100, "test": 100}
 METRICS = ("rouge_l", "verbatim", "words", "repetition", "stopped")
 BATCH = 50
@@ -139,7 +141,7 @@ def read_rows(folder: Path, tokenizer: Any) -> dict[str, Rows]:
     """The rows of each split, tokenised as TRL does."""
     rows = {
         split: file_rows(folder / f"{split}.jsonl", tokenizer, 10_000)
-        for split in MEASURED
+        for split in ROWS
         if split != "stories"
     }
     ids = [json.loads(line)["input_ids"] for line in (folder / "stories.jsonl").open()]
@@ -200,9 +202,7 @@ class Evaluation(TrainerCallback):
         if state.global_step % self.every:
             return
         model.eval()
-        losses = {
-            f"{split}_loss": mean(self._losses(model, split)) for split in ("validation", "test")
-        }
+        losses = {f"{split}_loss": mean(self._losses(model, split)) for split in AS_IT_TRAINS}
         model.train()
         here = {"step": state.global_step, "epoch": round(state.epoch, 3)}
         self.evaluations.append(here | losses)
@@ -221,12 +221,12 @@ class Evaluation(TrainerCallback):
 
     def _measure(self, model: Any, step: float) -> dict[str, Any]:
         model.eval()
-        losses = {f"{split}_losses": self._losses(model, split) for split in MEASURED}
+        losses = {f"{split}_losses": self._losses(model, split) for split in OF_A_MODEL}
         outputs = {f"{split}_outputs": self._answers(model, split) for split in ANSWERED}
         return {"step": step, **losses, **outputs}
 
     def _losses(self, model: Any, split: str) -> list[float | None]:
-        count, rows = MEASURED[split], self.rows[split]
+        count, rows = ROWS[split], self.rows[split]
         first = Rows(rows.input_ids[:count], rows.labels[:count], rows.prompts[:count], count)
         return rounded(row_losses(model, first, BATCH))
 
