@@ -58,7 +58,7 @@ class NEFTConfig:
     alpha: float = field(
         metadata={
             "help": "Strength of the noise: a number >= 0; 5 to 15 is typical. With relative "
-            "scale, the noise-to-signal ratio; 0.02 to 0.2 is typical. 0, or unset: no noise.",
+            "scale, the noise-to-signal ratio; 0.05 to 0.5 is typical. 0, or unset: no noise.",
             "default": "off",
         }
     )
@@ -184,7 +184,7 @@ class NEFTConfig:
         if self.scale == "relative" and getattr(self, strongest) > 1:
             yield message(
                 f"`{{{strongest}}}: {{got}}` with `{{scale}}: relative` is noise {{got}} times as "
-                f"strong as the embeddings; 0.02 to 0.2 is typical. Lower `{{{strongest}}}`, or "
+                f"strong as the embeddings; 0.05 to 0.5 is typical. Lower `{{{strongest}}}`, or "
                 "set `{scale}: absolute`, where 5 to 15 is typical.",
                 got=f"{getattr(self, strongest):g}",
             )

@@ -45,9 +45,9 @@ def doubts(
         )
     if 1 < stats.noise_to_signal < math.inf:
         way_out = (
-            "With `scale: relative` alpha is that ratio, and 0.02 to 0.2 is typical"
+            "With `scale: relative` alpha is that ratio, and 0.05 to 0.5 is typical"
             if config.scale == "relative"
-            else "Lower alpha, or use `scale: relative` with 0.02 to 0.2"
+            else "Lower alpha, or use `scale: relative` with 0.05 to 0.5"
         )
         yield (
             "stronger than the signal",

@@ -145,6 +145,8 @@ def _advice(found: Mapping[str, Any]) -> Table:
     for each in found["advice"]:
         numbers = (each["noise_to_signal"], each["alpha"], each["relative"])
         table.add_row(*map(_text, numbers))
+    table.caption = found["study"]
+    table.caption_justify = "left"
     return table
 
 

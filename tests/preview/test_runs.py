@@ -106,7 +106,7 @@ def test_steps_are_estimated_from_a_part_of_the_rows(write, rows, processes):
 
 def test_the_advice_gives_what_it_says(write):
     advice = preview(write())["advice"]
-    assert [each["noise_to_signal"] for each in advice] == [0.05, 0.1, 0.2, 0.4]
+    assert [each["noise_to_signal"] for each in advice] == [0.05, 0.1, 0.3, 1.0]
     for each in advice:
         for keys in (
             {"neftune_noise_alpha": each["alpha"]},

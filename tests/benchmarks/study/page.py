@@ -22,6 +22,13 @@ PAGE = HERE.parents[2] / "docs" / "results.md"
 ARMS = yaml.safe_load((HERE / "arms.yaml").read_text(encoding="utf-8"))
 BLOCK = re.compile(r"(<!-- study: (\S+) (\w+) ?(\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+PAIRS = (
+    ("linear-5-0-response", "linear-5-0"),
+    ("linear-5-0-response", "dropout"),
+    ("packed-built-in-5", "constant-1"),
+    ("packed-constant-5", "constant-5"),
+)
+
 Rows = list[list[str]]
 
 
@@ -81,9 +88,9 @@ def losses(study: Study) -> Rows:
             study.difference(arm, "test_losses", "best", reference),
             study.difference(arm, "test_losses", "end", reference, "best"),
         ]
-        shown = ["" if arm == reference else shown_loss(one) for one in changes[:2]]
+        shown = ["" if arm == reference else shown_change(one) for one in changes[:2]]
         end = spread(study.by_seed(arm, "test_losses"))
-        rows.append([arm, end, shown[0], best, shown[1], shown_loss(changes[2])])
+        rows.append([arm, end, shown[0], best, shown[1], shown_change(changes[2])])
     return rows
 
 
@@ -103,9 +110,9 @@ def answers(study: Study) -> Rows:
             [
                 arm,
                 spread(study.by_seed(arm, "test_outputs rouge_l")),
-                *("" if same else shown_loss(one) for one in rouge),
+                *("" if same else shown_change(one) for one in rouge),
                 percent(study.by_seed(arm, "train_outputs verbatim")),
-                "" if same else shown_loss(recited, percent=True),
+                "" if same else shown_change(recited, percent=True),
                 f"{statistics.fmean(study.by_seed(arm, 'test_outputs words')):.1f}",
                 percent(study.by_seed(arm, "test_outputs repetition")),
             ]
@@ -121,7 +128,7 @@ def others(study: Study) -> Rows:
         reference = reference_of(arm)
         metrics = ("stories_losses", "typos_losses", "typos_losses - test_losses")
         changes = [study.difference(arm, metric, "end", reference) for metric in metrics]
-        shown = ["" if arm == reference else shown_loss(one) for one in changes]
+        shown = ["" if arm == reference else shown_change(one) for one in changes]
         losses = [
             spread(study.by_seed(arm, metric))
             for metric in ("train_losses", "stories_losses", "typos_losses")
@@ -141,7 +148,22 @@ def epochs(study: Study) -> Rows:
     return rows
 
 
+def direct(study: Study) -> Rows:
+    """Arms against each other: held-out loss and ROUGE-L at the end."""
+    pairs = [pair for pair in PAIRS if {*pair} <= {*study.arms}]
+    study.level = 1 - 0.05 / len(pairs)
+    rows = [["arm", "against", "held-out loss at the end", "ROUGE-L at the end"]]
+    for arm, reference in pairs:
+        changes = [
+            study.difference(arm, metric, "end", reference)
+            for metric in ("test_losses", "test_outputs rouge_l")
+        ]
+        rows.append([arm, reference, *map(shown_change, changes)])
+    return rows
+
+
 TABLES = {
+    "direct": direct,
     "rates": rates,
     "losses": losses,
     "answers": answers,
@@ -165,7 +187,7 @@ def percent(by_seed: list[float]) -> str:
     return f"{statistics.fmean(by_seed):.1%}"
 
 
-def shown_loss(found: Difference | None, percent: bool = False) -> str:
+def shown_change(found: Difference | None, percent: bool = False) -> str:
     """A difference and its interval; bold where it counts."""
     if found is None:
         return ""
