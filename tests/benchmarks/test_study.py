@@ -132,6 +132,22 @@ def test_an_interval_is_wider_the_more_arms_there_are() -> None:
     assert widths[1] > 1.2 * widths[0]
 
 
+@pytest.mark.usefixtures("study")
+def test_the_example_report_has_no_text_of_the_data() -> None:
+    from example_report import without_texts
+
+    example = {"prompt": "PROMPT", "reference": "GIVEN", "references": ["GIVEN"], "output": "SAID"}
+    run = {"name": "none", "path": "/home/me/none"}
+    run["splits"] = {"train": {"examples": [{**example}]}, "test": {"examples": [{**example}]}}
+    found = without_texts({"runs": [run], "problems": ["a problem"]})
+    text = json.dumps(found)
+    assert "PROMPT" not in text
+    assert "GIVEN" not in text
+    assert "/home" not in text
+    assert text.count("SAID") == 1  # of the held-out prompt
+    assert found["problems"][0] == "a problem"
+
+
 def test_the_page_is_what_the_lines_say() -> None:
     run_python(str(FOLDER / "page.py"), "--check", timeout=300)
 
