@@ -90,7 +90,8 @@ def test_every_page_is_in_the_index_and_fits_the_screen() -> None:
     index = set(links(DOCS / "index.md"))
     for page in DOCS.glob("*.md"):
         assert page.name == "index.md" or page.name in index
-        assert max(map(len, page.read_text().splitlines())) <= 100, page.name
+        lines = page.read_text().splitlines()
+        assert max(len(line) for line in lines if not line.startswith("|")) <= 100, page.name
 
 
 NEFT_IN_AXOLOTL = "plugins: [neft_plugins.NEFTPlugin]\nneftune_noise_alpha: 5\n"
