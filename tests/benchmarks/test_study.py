@@ -119,6 +119,53 @@ def test_a_difference_is_paired_by_seed_and_row_and_counts_where_all_seeds_agree
 
 
 @pytest.mark.usefixtures("study")
+def test_the_table_of_losses_has_the_end_the_best_epoch_and_both_differences() -> None:
+    from comparisons import Study
+    from page import losses, markdown
+
+    lines = [line_of("none", seed, [3.0 + seed] * 3) for seed in (0, 1)]
+    lines += [line_of("noise", seed, [2.5 + seed] * 3) for seed in (0, 1)]
+    for line, best in zip(lines, (2.0, 3.0, 1.75, 2.75), strict=True):
+        line["best"] = line["best"] | {"test_losses": [best] * 3, "step": 3}
+        line["settings"]["arguments"] = {"max_steps": 5}
+    table = markdown(losses(Study(lines, "made-up", ["none", "noise"])))
+    none, noise = table.splitlines()[2:]
+    assert none == (
+        "| none | 3.500 ± 0.707 |  | 2.500 ± 0.707 (epoch 3) |  | **+1.000** (+1.000 to +1.000) |"
+    )
+    assert noise == (
+        "| noise | 3.000 ± 0.707 | **-0.500** (-0.500 to -0.500) | 2.250 ± 0.707 (epoch 3) "
+        "| **-0.250** (-0.250 to -0.250) | **+0.500** (+0.500 to +0.500) |"
+    )
+
+
+@pytest.mark.usefixtures("study")
+def test_the_table_of_answers_has_held_out_rouge_and_training_answers_recited() -> None:
+    from comparisons import Study
+    from page import answers
+
+    def outputs(rouge: float, verbatim: float) -> dict[str, list[float]]:
+        given = {"rouge_l": rouge, "verbatim": verbatim, "words": 9.0, "repetition": 0.5}
+        return {metric: [value] * 3 for metric, value in given.items()}
+
+    lines = [line_of("packed-none", 0, [1.0]), line_of("packed-noise", 0, [1.0])]
+    for line, held_out, recited in zip(lines, (0.25, 0.5), (1.0, 0.0), strict=True):
+        for model, gain in (("end", 0.0), ("best", 0.125)):
+            line[model] = {
+                "test_outputs": outputs(held_out * (1 + gain), 0.75),
+                "train_outputs": outputs(0.875, recited),
+            }
+    none, noise = answers(Study(lines, "made-up", ["packed-none", "packed-noise"]))[1:]
+    assert none == ["packed-none", "0.250", "", "", "100.0%", "", "9.0", "50.0%"]
+    assert noise[1:4] == [
+        "0.500",
+        "**+0.250** (+0.250 to +0.250)",
+        "**+0.281** (+0.281 to +0.281)",
+    ]
+    assert noise[4:] == ["0.0%", "**-100.0** (-100.0 to -100.0)", "9.0", "50.0%"]
+
+
+@pytest.mark.usefixtures("study")
 def test_an_interval_is_wider_the_more_arms_there_are() -> None:
     from comparisons import Study
 
