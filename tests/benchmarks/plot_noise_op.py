@@ -10,23 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
-
-matplotlib.use("svg")
-
 from matplotlib import pyplot as plt
+from svg import STYLE, save
 
 RESULTS = Path(__file__).parent / "results" / "noise_op_cpu.json"
 PLOT = Path(__file__).resolve().parents[2] / "docs" / "noise_op_cpu.svg"
 # Told apart on white and on black, and without colours by their marks.
 LINES = {"fresh": ("#2f8fe0", "o"), "in place": ("#e0712f", "s"), "copy": ("#8a8a8a", "^")}
 GREY = "#8a8a8a"
-STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "noise_op",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9,
+GREYS = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), GREY),
     **dict.fromkeys(("xtick.color", "ytick.color"), GREY),
 }
@@ -52,7 +44,7 @@ def draw(results: Path, out: Path) -> None:
     """Write the plot of some results as SVG."""
     record = json.loads(results.read_text(encoding="utf-8"))
     found = panels(record)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | GREYS):
         figure, axes = plt.subplots(
             1, len(found), figsize=(9, 2.8), sharey=True, layout="constrained", squeeze=False
         )
@@ -70,11 +62,7 @@ def draw(results: Path, out: Path) -> None:
         axes[0][0].set_ylim(bottom=0)
         axes[0][0].set_ylabel("time / hook")
         axes[0][-1].legend(frameon=False, fontsize=8)
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    # matplotlib ends lines with spaces
-    lines = out.read_text(encoding="utf-8").splitlines()
-    out.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
+        save(figure, out, transparent=True)
 
 
 def short(count: int) -> str:

@@ -1,24 +1,17 @@
 """The figures of docs/results.md."""
 
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparisons import Line, Study
 from matplotlib import pyplot as plt
+from svg import STYLE, save
 
-STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "neft-plugins",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9,
-}
 BLACK, GREY = "#222222", "#767676"
 # Okabe and Ito's colours; arms of one colour differ in their marks.
 ARMS = {
@@ -126,11 +119,3 @@ def point(axis: Any, study: Study, arm: str, model: str, color: str, mark: str) 
 def over(by_seed: list[list[float]], what: Any) -> Sequence[float]:
     """Of each epoch, the mean, least or largest of the seeds."""
     return [what(each) for each in zip(*by_seed, strict=True)]
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    # matplotlib ends lines with spaces
-    lines = path.read_text(encoding="utf-8").splitlines()
-    path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
