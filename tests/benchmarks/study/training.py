@@ -43,7 +43,7 @@ AS_IT_TRAINS = ("validation", "test")
 OF_A_MODEL = ("train", "test", "typos", "stories")
 ANSWERED = {"train": 100, "test": 100}
 METRICS = ("rouge_l", "verbatim", "words", "repetition", "stopped")
-BATCH = 50
+BATCH = 50  # of an evaluation, unless the task says otherwise
 DIGITS = 5
 OUTPUT: Any = {"capture_output": True, "text": True, "check": True}
 
@@ -196,6 +196,7 @@ class Evaluation(TrainerCallback):
         self.settings, self.rows, self.references = settings, rows, references
         self.tokenizer, self.every = tokenizer, every
         self.evaluations: list[dict[str, float]] = []
+        self.batch_size = settings.get("evaluation_batch_size", BATCH)
         self.lowest = math.inf
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -228,7 +229,7 @@ class Evaluation(TrainerCallback):
     def _losses(self, model: Any, split: str) -> list[float | None]:
         count, rows = ROWS[split], self.rows[split]
         first = Rows(rows.input_ids[:count], rows.labels[:count], rows.prompts[:count], count)
-        return rounded(row_losses(model, first, BATCH))
+        return rounded(row_losses(model, first, self.batch_size))
 
     def _answers(self, model: Any, split: str) -> dict[str, list[float | None]]:
         """Metric -> its value for each output. The texts are not kept: they may be the data's."""
@@ -240,7 +241,7 @@ class Evaluation(TrainerCallback):
             stop_ids(model, self.tokenizer, rows),
             max_new_tokens=self.settings["max_new_tokens"],
             repetition_penalty=1.0,  # the prompts of CommonGen hold the words of the answer
-            batch_size=BATCH,
+            batch_size=self.batch_size,
         )
         scores = [
             example_metrics(one.output, known, one.tokens, one.stopped, prefix=prefix)
