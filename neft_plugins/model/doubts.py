@@ -51,6 +51,6 @@ def doubts(
         )
         yield (
             "stronger than the signal",
-            f"The noise is {stats.noise_to_signal:.2g} times as strong as the embeddings it is "
+            f"The noise is {stats.noise_to_signal:.3g} times as strong as the embeddings it is "
             f"added to (alpha {alpha:g}), so little of the text is left. {way_out}.",
         )
