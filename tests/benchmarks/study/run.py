@@ -25,8 +25,9 @@ TIMES = ("training_seconds", "seconds")
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # glibc gives the pages of a large tensor back each time, which costs a third of a step.
-    "MALLOC_MMAP_THRESHOLD_": "17179869184",
+    # glibc gives the pages of a large tensor back each time, which costs a third of a step. The
+    # largest, as the logits of long rows, it must give back: else the memory is used up.
+    "MALLOC_MMAP_THRESHOLD_": "134217728",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
 }
 
