@@ -30,9 +30,9 @@ PERCENTILES = (5, 50, 95)
 RATIOS = (0.05, 0.1, 0.3, 1.0)
 """The noise-to-signal ratios that the advice is for."""
 STUDY = (
-    "By a study on a small model (docs/results.md), noise helps where the held-out loss turns up "
-    "before the end: begin with 0.3, or with about 1 that falls to 0 on the response alone. A "
-    "constant 1.15 did harm, and with LoRA, which did not overfit, no noise helped."
+    "By a study on a small model (docs/results.md), noise helps where the training loss ends far "
+    "below the held-out loss: begin with 0.3, or with about 1 that falls to 0 on the response "
+    "alone. A constant 1.15 did harm, and with LoRA, which did not overfit, no noise helped."
 )
 """What is known of which ratio helps."""
 FEW_ROWS, MANY_EPOCHS = 1000, 3

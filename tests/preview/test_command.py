@@ -104,7 +104,7 @@ def test_without_an_alpha_there_is_advice_alone(write):
     printed = run(write(neftune_noise_alpha=None))
     assert "No noise: `neftune_noise_alpha` is not set. Set it (5 to 15 is typical)" in printed
     assert "noise-to-signal" in printed
-    assert "(docs/results.md), noise helps where the held-out loss" in " ".join(printed.split())
+    assert "(docs/results.md), noise helps where the training loss" in " ".join(printed.split())
     assert "as training logs it" not in printed
     printed = run(write(neftune_noise_alpha=0))
     assert "No noise: `neftune_noise_alpha` is 0, for a baseline." in printed
