@@ -208,7 +208,7 @@ def test_the_arms_of_a_seed_had_the_same_rows_in_the_same_order() -> None:
         settings = line["settings"]
         how = settings["arguments"]
         batch = (settings.get("packed_to"), how["per_device_train_batch_size"], how["max_steps"])
-        same = orders.setdefault((settings["task"], settings["seed"], *batch), set())
+        same = orders.setdefault((line["rows_digest"], settings["seed"], *batch), set())
         same.add(line["order_digest"])
     assert {len(found) for found in orders.values()} == {1}
     assert len({order for found in orders.values() for order in found}) == len(orders)
