@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import MODEL, run_python
 
 pytestmark = pytest.mark.skipif(find_spec("axolotl") is not None, reason="run on the newest")
@@ -212,6 +213,25 @@ def test_the_arms_of_a_seed_had_the_same_rows_in_the_same_order() -> None:
         same.add(line["order_digest"])
     assert {len(found) for found in orders.values()} == {1}
     assert len({order for found in orders.values() for order in found}) == len(orders)
+
+
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "constant-3"], "arms.yaml has no constant-3."),
+        (["--task", "commongen"], "arms.yaml has no commongen."),
+        (["--again", "commongen-600/none/99"], "has no run of the name 'commongen-600/none/99'."),
+    ],
+)
+def test_what_is_not_there_is_said(options: list[str], message: str, tmp_path: Path) -> None:
+    from run import main
+
+    output = str(tmp_path / "lines.jsonl")
+    given = ["--model", MODEL, "--data", str(tmp_path), "--output", output]
+    result = CliRunner().invoke(main, [*given, *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
 
 
 @pytest.mark.slow

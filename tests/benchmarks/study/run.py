@@ -101,9 +101,10 @@ def main(
     again: str | None,
 ) -> None:
     """Train the arms that have no line yet, and append a line for each."""
-    os.environ.update(ENVIRONMENT)
     done = read_lines(output)
     if again is not None:
+        if again not in done:
+            raise click.BadParameter(f"{output} has no run of the name {again!r}.")
         made, line = run([done[again]["settings"]], 1, model, data, work, keep)[0], done[again]
         differing = [
             key for key in made if made[key] != line[key] and key not in ("commit", *TIMES)
@@ -112,6 +113,10 @@ def main(
         sys.exit(bool(differing))
     given = yaml.safe_load(study.read_text(encoding="utf-8"))
     chosen = [arm for name in arms for arm in given["groups"].get(name, [name])]
+    for names, known in ((tasks, given["tasks"]), (chosen, given["arms"])):
+        unknown = sorted({*names} - {*known})
+        if unknown:
+            raise click.BadParameter(f"{study} has no {', '.join(unknown)}.")
     todo = [
         settings_of(given, task, arm, seed, threads)
         for task in tasks
@@ -133,6 +138,7 @@ def run(
     output: Path | None = None,
 ) -> list[dict[str, Any]]:
     """The lines of runs, each appended to a file as soon as there is one."""
+    os.environ.update(ENVIRONMENT)  # of the processes below
     lines = []
     sets = {(settings["data"], settings["rows"]) for settings in todo}
     context = multiprocessing.get_context("spawn")
