@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import noise_training
 import torch
+from markdown_table import Rows
 from noise_cost import ALPHA, VOCABULARY, Case, measure
-from noise_op_tables import Rows, make_tables, setup
+from noise_op_tables import make_tables, setup
 from noise_op_targets import check_targets
 from packing_noise import machine
 

@@ -13,7 +13,8 @@ import textwrap
 from pathlib import Path
 
 import click
-from noise_op_tables import make_tables, markdown, setup
+from markdown_table import markdown
+from noise_op_tables import make_tables, setup
 
 RESULTS = Path(__file__).with_name("results")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"

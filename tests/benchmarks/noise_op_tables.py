@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
+from markdown_table import Rows
 from noise_op_targets import describe
 
-Rows = list[list[str]]
 _TIMES = ("hook", "in place", "fresh", "copy")
 _RATIOS = ("in place", "fresh")
 
@@ -125,9 +125,3 @@ def number(value: float) -> str:
         return str(value)
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{places}f}"
-
-
-def markdown(rows: Rows) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neft_plugins.report import paired_difference
+from neft_plugins.report import summary
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "study.jsonl"
 
 Line = dict[str, Any]
 Model = str  # 'end' or 'best'
@@ -64,6 +66,10 @@ class Study:
         """Of each seed, the mean over the rows."""
         return [mean(values) for values in self.values(arm, metric, model)]
 
+    def by_epoch(self, arm: str, loss: str) -> list[list[float]]:
+        """Of each seed, a loss at each evaluation: 'test_loss' or 'validation_loss'."""
+        return [[each[loss] for each in run["evaluations"]] for run in self.arms[arm].values()]
+
     def difference(
         self,
         arm: str,
@@ -77,20 +83,20 @@ class Study:
         seeds = [seed for seed in ours if seed in theirs]
         if not seeds:
             return None
-        a = [of_rows(theirs[seed][reference_model or model], metric) for seed in seeds]
-        b = [of_rows(ours[seed][model], metric) for seed in seeds]
+        changes = [
+            changed(
+                of_rows(theirs[seed][reference_model or model], metric),
+                of_rows(ours[seed][model], metric),
+            )
+            for seed in seeds
+        ]
         by_seed = [
-            paired_difference(x, y, resamples=1).difference for x, y in zip(a, b, strict=True)
+            value for each in changes if (value := summary(each, resamples=1).mean) is not None
         ]
-        rows = [
-            [None if p is None or q is None else q - p for p, q in zip(x, y, strict=True)]
-            for x, y in zip(a, b, strict=True)
-        ]
-        changes = over_seeds(rows)
-        found = paired_difference([0.0] * len(changes), changes, level=self.level)
-        if found.difference is None or found.interval is None or None in by_seed:
+        found = summary(over_seeds(changes), level=self.level)
+        if found.mean is None or found.interval is None or len(by_seed) < len(seeds):
             return None
-        return Difference(found.difference, found.interval, [x for x in by_seed if x is not None])
+        return Difference(found.mean, found.interval, by_seed)
 
 
 def read(path: Path) -> list[Line]:
@@ -101,12 +107,17 @@ def read(path: Path) -> list[Line]:
 def of_rows(measured: dict[str, Any], metric: str) -> Values:
     """'test_losses', or 'test_outputs rouge_l', or 'typos_losses - test_losses', of each row."""
     if " - " in metric:
-        a, b = (of_rows(measured, part) for part in metric.split(" - "))
-        return [None if x is None or y is None else x - y for x, y in zip(a, b, strict=True)]
+        high, low = (of_rows(measured, part) for part in metric.split(" - "))
+        return changed(low, high)
     found: Any = measured
     for part in metric.split():
         found = found[part]
     return found
+
+
+def changed(before: Values, after: Values) -> Values:
+    """Of each row, after minus before; None where either has no value."""
+    return [None if a is None or b is None else b - a for a, b in zip(before, after, strict=True)]
 
 
 def over_seeds(values: list[Values]) -> Values:

@@ -75,8 +75,7 @@ def curves(study: Study) -> Any:
     figure, axis = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for arm in CURVES:
         color, mark = ARMS[arm]
-        runs = study.arms[arm].values()
-        by_seed = [[each["test_loss"] for each in line["evaluations"]] for line in runs]
+        by_seed = study.by_epoch(arm, "test_loss")
         means, lows, highs = (over(by_seed, what) for what in (statistics.fmean, min, max))
         places = range(1, len(means) + 1)
         axis.plot(places, means, color=color, marker=mark, markersize=4, label=arm)

@@ -9,15 +9,19 @@ In the page, ``<!-- study: TASK TABLE GROUP -->`` begins a table of a group of a
 
 import re
 import statistics
+import sys
 import textwrap
 from pathlib import Path
 
 import click
 import yaml
-from comparisons import Difference, Line, Study, read
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from comparisons import RESULTS, Difference, Line, Study, read
+from markdown_table import Rows, markdown
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "study.jsonl"
 PAGE = HERE.parents[2] / "docs" / "results.md"
 ARMS = yaml.safe_load((HERE / "arms.yaml").read_text(encoding="utf-8"))
 BLOCK = re.compile(r"(<!-- study: (\S+) (\w+) ?(\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -28,8 +32,6 @@ PAIRS = (
     ("packed-built-in-5", "constant-1"),
     ("packed-constant-5", "constant-5"),
 )
-
-Rows = list[list[str]]
 
 
 def fill(page: str, lines: list[Line]) -> str:
@@ -63,8 +65,8 @@ def setup(lines: list[Line]) -> str:
 def rates(study: Study) -> Rows:
     """Learning rates without noise."""
     rows = [["learning rate", "validation loss at the best epoch, by seed", "at the end"]]
-    for runs in study.arms.values():
-        losses = [[e["validation_loss"] for e in line["evaluations"]] for line in runs.values()]
+    for arm, runs in study.arms.items():
+        losses = study.by_epoch(arm, "validation_loss")
         lowest = ", ".join(f"{min(each):.3f}" for each in losses)
         last = ", ".join(f"{each[-1]:.3f}" for each in losses)
         rate = next(iter(runs.values()))["settings"]["arguments"]["learning_rate"]
@@ -140,11 +142,9 @@ def others(study: Study) -> Rows:
 def epochs(study: Study) -> Rows:
     """Held-out loss at each epoch."""
     rows = [["arm", *map(str, range(1, 6))]]
-    for arm, runs in study.arms.items():
-        by_seed = [[e["test_loss"] for e in line["evaluations"]] for line in runs.values()]
-        rows.append(
-            [arm, *(f"{statistics.fmean(each):.3f}" for each in zip(*by_seed, strict=True))]
-        )
+    for arm in study.arms:
+        by_epoch = zip(*study.by_epoch(arm, "test_loss"), strict=True)
+        rows.append([arm, *(f"{statistics.fmean(each):.3f}" for each in by_epoch)])
     return rows
 
 
@@ -195,12 +195,6 @@ def shown_change(found: Difference | None, percent: bool = False) -> str:
     mean, low, high = (f"{by * x:+.{digits}f}" for x in (found.mean, *found.interval))
     mean = f"**{mean}**" if found.counts else mean
     return f"{mean} ({low} to {high})"
-
-
-def markdown(rows: Rows) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @click.command(help=__doc__.partition("\n")[0])

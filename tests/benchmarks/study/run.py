@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 import yaml
+from comparisons import RESULTS, read
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "study.jsonl"
 PARTS = ("arguments", "noise", "sparsity", "model", "lora")
 TIMES = ("training_seconds", "seconds")
 ENVIRONMENT = {
@@ -47,14 +47,6 @@ def settings_of(
         for key, value in given.items():
             settings[key] = settings.get(key, {}) | value if key in PARTS else value
     return settings
-
-
-def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Name of a run -> its line."""
-    if not path.exists():
-        return {}
-    lines = (json.loads(line) for line in path.open())
-    return {line["name"]: line for line in lines}
 
 
 def write_rows(*arguments: Any) -> None:
@@ -101,7 +93,7 @@ def main(
     again: str | None,
 ) -> None:
     """Train the arms that have no line yet, and append a line for each."""
-    done = read_lines(output)
+    done = {line["name"]: line for line in read(output)} if output.exists() else {}
     if again is not None:
         if again not in done:
             raise click.BadParameter(f"{output} has no run of the name {again!r}.")
