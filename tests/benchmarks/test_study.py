@@ -120,6 +120,18 @@ def test_a_difference_is_paired_by_seed_and_row_and_counts_where_all_seeds_agree
 
 
 @pytest.mark.usefixtures("study")
+def test_a_difference_of_which_one_seed_has_the_other_sign_does_not_count() -> None:
+    from comparisons import Study
+
+    lines = [line_of("none", seed, [1.0] * 3) for seed in (0, 1)]
+    lines += [line_of("noise", 0, [1.1] * 3), line_of("noise", 1, [0.0] * 3)]
+    found = Study(lines, "made-up", ["none", "noise"]).difference("noise", "test_losses")
+    assert found is not None
+    assert found.interval[1] < 0
+    assert not found.counts
+
+
+@pytest.mark.usefixtures("study")
 def test_the_table_of_losses_has_the_end_the_best_epoch_and_both_differences() -> None:
     from comparisons import Study
     from page import losses, markdown
