@@ -1,5 +1,6 @@
 """What every test shares: an offline machine, few threads, small models."""
 
+import gc
 import logging
 import os
 import sys
@@ -21,6 +22,8 @@ if not torch.cuda.is_available():
     # Read when Triton is first imported, by whichever test: its kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+_imported = 0  # modules, when garbage was last collected
+
 
 @pytest.fixture(autouse=True)
 def _few_threads_and_a_known_seed():
@@ -35,11 +38,25 @@ def _no_graph_of_another_test():
 
 
 @pytest.fixture(autouse=True)
+def _imports_are_no_garbage():
+    """A Trainer collects garbage after it trained: without it walking all that is imported."""
+    global _imported
+    if len(sys.modules) != _imported:
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
+
+
+@pytest.fixture(autouse=True)
 def _one_environment():
     """`datasets` leaves a copy in its place when it maps in processes; rich reads the old one."""
     environment = os.environ
     yield
     os.environ = environment  # noqa: B003 - it is the same again
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries say that their objects leak
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
