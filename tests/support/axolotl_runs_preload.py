@@ -33,6 +33,14 @@ for late in (
     "axolotl.processing_strategies",
     "axolotl.utils.callbacks.qat",
     "deepspeed",
+    "trackio",
+    "trl.experimental.cpo.cpo_trainer",
+    "trl.experimental.orpo.orpo_trainer",
+    "trl.experimental.prm.prm_trainer",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.grpo_trainer",
+    "trl.trainer.kto_trainer",
+    "trl.trainer.reward_trainer",
     "wandb",
 ):
     with suppress(ModuleNotFoundError):
