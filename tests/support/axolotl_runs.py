@@ -31,6 +31,7 @@ BASE = {
     "tf32": False,
     "logging_steps": 1,
     "save_strategy": "no",
+    "dataloader_num_workers": 0,  # or each run forks some, for a few rows
     "seed": 7,
     "plugins": [PLUGIN, RECORDER],
 }
