@@ -76,7 +76,7 @@ def train_here(*arguments: Any) -> dict[str, Any]:
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
 @click.option("--threads", default=1, show_default=True, help="Threads of a run.")
 @click.option("--keep", is_flag=True, help="Save the models under WORK/runs, for `neft report`.")
-@click.option("--again", help="Make the run of this name again from its line.")
+@click.option("--again", multiple=True, help="Make the run of this name again from its line.")
 def main(
     model: str,
     data: Path,
@@ -90,19 +90,17 @@ def main(
     jobs: int,
     threads: int,
     keep: bool,
-    again: str | None,
+    again: tuple[str, ...],
 ) -> None:
     """Train the arms that have no line yet, and append a line for each."""
     done = {line["name"]: line for line in read(output)} if output.exists() else {}
-    if again is not None:
-        if again not in done:
-            raise click.BadParameter(f"{output} has no run of the name {again!r}.")
-        made, line = run([done[again]["settings"]], 1, model, data, work, keep)[0], done[again]
-        differing = [
-            key for key in made if made[key] != line[key] and key not in ("commit", *TIMES)
-        ]
-        print(f"{again}: " + (f"differs in {', '.join(differing)}" if differing else "the same"))
-        sys.exit(bool(differing))
+    if again:
+        unknown = sorted({*again} - {*done})
+        if unknown:
+            raise click.BadParameter(f"{output} has no run of the name {', '.join(unknown)}.")
+        made = run([done[name]["settings"] for name in again], jobs, model, data, work, keep)
+        others = [line for line in made if differs(line, done[line["name"]])]
+        sys.exit(bool(others))
     given = yaml.safe_load(study.read_text(encoding="utf-8"))
     chosen = [arm for name in arms for arm in given["groups"].get(name, [name])]
     for names, known in ((tasks, given["tasks"]), (chosen, given["arms"])):
@@ -120,6 +118,13 @@ def main(
     run(todo, jobs, model, data, work, keep, output)
 
 
+def differs(made: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Whether a run that was made again is another; in what is printed."""
+    keys = [key for key in made if made[key] != line[key] and key not in ("commit", *TIMES)]
+    print(f"{made['name']}: " + (f"differs in {', '.join(keys)}" if keys else "the same"))
+    return bool(keys)
+
+
 def run(
     todo: list[dict[str, Any]],
     jobs: int,
@@ -133,7 +138,8 @@ def run(
     os.environ.update(ENVIRONMENT)  # of the processes below
     lines = []
     sets = {(settings["data"], settings["rows"]) for settings in todo}
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["peft", "transformers.trainer", "trl.trainer.sft_trainer"])
     with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         for name, count in sorted(sets):
             folder = work / "rows" / f"{name}-{count}"
