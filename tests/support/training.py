@@ -1,7 +1,11 @@
 """What a rank does in these tests: a run of a Trainer, and a record of what the noise was."""
 
+import json
+import os
 import random
+from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -66,8 +70,7 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
     record["device"] = trainer.accelerator.device.type
     record["log"] = [log for log in trainer.state.log_history if "loss" in log]
     if profiled is not None:
-        counts = {event.key: event.count for event in profiled.key_averages()}
-        record["collectives"] = {key: n for key, n in counts.items() if key.startswith("gloo:")}
+        record["collectives"] = count_collectives(profiled, Path(folder).parent)
     # What each of the run's generators would draw next.
     record["draws"] = [float(torch.rand(())), random.random(), float(numpy.random.rand())]
     record["hooks"] = count_hooks(trainer.model)
@@ -79,6 +82,15 @@ def train(folder: str, keys: dict[str, Any], how: dict[str, Any] | None = None) 
     if not record["sharded"]:
         record["weights"] = {n: p.detach() for n, p in trainer.model.named_parameters()}
     return record
+
+
+def count_collectives(profiled: profile, folder: Path) -> Counter[str]:
+    """How often each was run. `key_averages` knows too, in seconds of work."""
+    trace = folder / f"trace{os.environ.get('RANK', 0)}.json"
+    profiled.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    trace.unlink()
+    return Counter(event["name"] for event in events if event["name"].startswith("gloo:"))
 
 
 def dataset() -> Any:
