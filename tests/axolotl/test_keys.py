@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
-from axolotl_runs import PLUGIN, run_axolotl
+from axolotl_runs import PLUGIN, run_axolotl, run_code
 
 from neft_plugins.axolotl import NEFTArgs
 from neft_plugins.config import KEY_OPTIONS, OPTIONS, NEFTConfigError, default_text
@@ -267,24 +267,25 @@ def test_every_key_is_an_argument_with_the_text_of_its_option():
 # `axolotl neft`.
 
 
-def axolotl(*arguments):
+def axolotl(folder, *arguments):
     """Axolotl's command in a process of its own: it changes the streams of that for good."""
     command = [str(Path(sys.executable).with_name("axolotl")), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.returncode, result.stdout + result.stderr
+    code = "import runpy, sys; sys.argv = %r; runpy.run_path(sys.argv[0], run_name='__main__')"
+    run = run_code(folder, code % (command,))
+    return run.exit_code, run.printed
 
 
-def test_axolotl_neft_is_the_neft_command():
+def test_axolotl_neft_is_the_neft_command(tmp_path):
     (entry_point,) = [e for e in entry_points(group="axolotl.cli_commands") if e.name == "neft"]
     (script,) = [e for e in entry_points(group="console_scripts") if e.name == "neft"]
     assert entry_point.value.startswith("neft_plugins.cli")
     assert script.value.startswith("neft_plugins.cli")
-    code, listed = axolotl("neft", "list")
+    code, listed = axolotl(tmp_path, "neft", "list")
     assert code == 0, listed
     for name in ("rademacher", "polynomial", "response"):
         assert name in listed
-    assert "neft" in axolotl("--help")[1]
-    code, wrong = axolotl("neft", "lst")
+    assert "neft" in axolotl(tmp_path, "--help")[1]
+    code, wrong = axolotl(tmp_path, "neft", "lst")
     assert code == 2
     assert "No such command 'lst'" in wrong
 
