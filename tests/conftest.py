@@ -9,11 +9,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-gc.set_threshold(100_000)  # or a fifth of an import is walks through what is no garbage
 
 import hypothesis
 import pytest
 import torch
+
+gc.set_threshold(100_000)  # or a fifth of an import is walks through what is no garbage
 
 # The machine may be busy; and CI is to find what a change broke, the same at each run.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize="CI" in os.environ)
