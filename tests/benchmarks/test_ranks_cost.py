@@ -5,19 +5,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers import run_python
-
-SCRIPT = Path(__file__).with_name("ranks_cost.py")
+from click.testing import CliRunner
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("axolotl") is not None, reason="run on the newest versions")
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-def test_every_noise_is_measured_in_every_round(tmp_path):
+def test_every_noise_is_measured_in_every_round(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    from ranks_cost import main
+
     out = tmp_path / "results.json"
     options = ["--engines", "one process", "--engines", "DDP", "--steps", "3", "--rounds", "1"]
     options += ["--tokens", "16", "--json", str(out)]
-    shown = run_python(str(SCRIPT), *options, timeout=200, COLUMNS="140")
+    ran = CliRunner(env={"COLUMNS": "140"}).invoke(main, options, catch_exceptions=False)
     results = json.loads(out.read_text())["results"]
     noises = ["off", "off again", "built-in", "plugin"]
     assert [one["noise"] for one in results] == noises * 2
@@ -25,4 +26,4 @@ def test_every_noise_is_measured_in_every_round(tmp_path):
         assert len(one["ratio"]) == 1
         assert one["step_ms"] > 0
         assert (one["ratio"] == [1.0]) or one["noise"] != "off"
-        assert f"{one['step_ms']:.1f}" in shown
+        assert f"{one['step_ms']:.1f}" in ran.output

@@ -6,7 +6,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
-from helpers import run_python
+from commands import run_script
 from pages import DOCS, table_rows
 
 SCRIPT = Path(__file__).with_name("sparsity_memory.py")
@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).with_name("sparsity_memory.py")
 def test_every_kind_of_training_is_measured(tmp_path):
     out = tmp_path / "results.json"
     options = ["--hidden", "32", "--tokens", "8", "--rounds", "1", "--json", str(out)]
-    shown = run_python(str(SCRIPT), *options, timeout=200, COLUMNS="160")
+    code, shown = run_script(tmp_path, [str(SCRIPT), *options])
+    assert code == 0, shown
     results = json.loads(out.read_text())["results"]
     kinds = {(one["trained"], one["dtype"]) for one in results}
     assert kinds == {
