@@ -1,18 +1,18 @@
 """The study: its rows, its runs, what is made of their lines, and that the page says the same."""
 
 import json
+import os
 import random
 import statistics
-import subprocess
-import sys
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from helpers import MODEL, run_python
 
 pytestmark = pytest.mark.skipif(find_spec("axolotl") is not None, reason="run on the newest")
@@ -249,15 +249,22 @@ def test_what_is_not_there_is_said(options: list[str], message: str, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("study")
 def test_runs_go_on_where_they_stopped_and_are_made_again_bit_for_bit(tmp_path: Path) -> None:
+    from run import main
+
     write_commongen(tmp_path)
     study, output = tmp_path / "study.yaml", tmp_path / "lines.jsonl"
     study.write_text(STUDY)
     options = ["--model", MODEL, "--data", tmp_path, "--work", tmp_path / "work", "--study", study]
-    command = [str(x) for x in (FOLDER / "run.py", *options, "--output", output, "--task", "tiny")]
-    run_python(*command, "--arms", "none", "--seeds", "1", "--first-seed", "3", timeout=300)
-    both = ("--arms", "all", "--seeds", "1", "--first-seed", "3", "--jobs", "2")
-    shown = run_python(*command, *both, timeout=300)
+    given = [str(x) for x in (*options, "--output", output, "--task", "tiny")]
+
+    def command(*more: str) -> Result:
+        with mock.patch.dict(os.environ):  # it sets those of its processes
+            return CliRunner().invoke(main, [*given, *more])
+
+    command("--arms", "none", "--seeds", "1", "--first-seed", "3")
+    shown = command("--arms", "all", "--seeds", "1", "--first-seed", "3", "--jobs", "2").output
     assert [line.split(":")[0] for line in shown.splitlines() if "test loss" in line] == [
         "tiny/packed/3"
     ]
@@ -280,9 +287,8 @@ def test_runs_go_on_where_they_stopped_and_are_made_again_bit_for_bit(tmp_path: 
     assert "neft/alpha" not in none["log"][0]
     packed["weights_digest"] = "another"
     output.write_text(f"{json.dumps(none)}\n{json.dumps(packed)}\n")
-    again = ("--again", "tiny/packed/3", "--again", "tiny/none/3")
-    done = subprocess.run([sys.executable, *command, *again], capture_output=True, text=True)
-    said = [line for line in done.stdout.splitlines() if " loss" not in line and "/3: " in line]
+    again = command("--again", "tiny/packed/3", "--again", "tiny/none/3")
+    said = [line for line in again.output.splitlines() if "loss" not in line and "/3: " in line]
     differs = "tiny/packed/3: differs in weights_digest"
-    assert sorted(said) == ["tiny/none/3: the same", differs], done.stderr
-    assert done.returncode == 1
+    assert sorted(said) == ["tiny/none/3: the same", differs], again.output
+    assert again.exit_code == 1
