@@ -18,11 +18,12 @@ from axolotl_runs import Run, write_config
 pytestmark = pytest.mark.slow
 
 CASES = {
-    "torchrun": ("zero3", "qlora", ["--standalone", "--nproc_per_node", 2]),
+    "torchrun": ("zero3", "qlora", "packed", ["--standalone", "--nproc_per_node", 2]),
     # Without a config file or --multi_gpu, accelerate would start one process.
     "accelerate": (
         "fsdp2",
         "full",
+        "padded",
         ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0],
     ),
 }
@@ -33,8 +34,8 @@ CASES = {
 def test_the_ranks_of_a_launcher_shard_the_model_and_have_noise_of_their_own(
     launcher, data, tmp_path
 ):
-    engine, method, options = CASES[launcher]
-    keys = ENGINES[engine] | METHODS[method] | ROWS["packed"]
+    engine, method, rows, options = CASES[launcher]
+    keys = ENGINES[engine] | METHODS[method] | ROWS[rows]
     config = write_config(tmp_path, data | NOISE | {"max_steps": STEPS} | keys)
     log = tmp_path / "log.txt"
     command = ["axolotl", "train", config, "--launcher", launcher, "--", *options]
