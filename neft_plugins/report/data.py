@@ -73,6 +73,6 @@ def _of_axolotl(keys: dict[str, Any], split: Split, limit: int) -> Rows:
 
 def _max_length(run: Run, tokenizer: Any) -> int | None:
     """Tokens at which the run cut its rows off, or at which its model ends."""
-    told = run.keys.get("max_length") or run.keys.get("sequence_len")
+    given = run.keys.get("max_length") or run.keys.get("sequence_len")
     most = tokenizer.model_max_length
-    return told or (most if most < _NO_LENGTH else None)
+    return given or (most if most < _NO_LENGTH else None)

@@ -104,13 +104,13 @@ class Run:
     @property
     def base_model(self) -> str | None:
         """The model it began with: a Hub id or a folder, where that is known."""
-        told = self.keys.get("model_name_or_path") or self.keys.get("base_model")
+        given = self.keys.get("model_name_or_path") or self.keys.get("base_model")
         named = (
             _read_json(model.path / ADAPTER_CONFIG).get("base_model_name_or_path")
             for model in (self.end, *self.checkpoints)
             if model is not None and model.is_adapter
         )
-        return told or next(filter(None, named), None)
+        return given or next(filter(None, named), None)
 
     @property
     def bits(self) -> int | None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,6 +211,7 @@ def test_a_baseline_that_goes_on_with_noise_is_logged(tmp_path, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("axolotl") is not None, reason="run on the newest versions")
 def test_what_noise_there_is_is_shown_in_a_script(tmp_path):
     """On stderr, once, where no logging was set up."""
     code = f"""
