@@ -30,6 +30,7 @@ def test_the_training_rows_come_twice(tmp_path, data, rows):
         eval_sample_packing=False if "sample_packing" in rows else None,
         eval_strategy="steps",
         eval_steps=2,
+        dataloader_num_workers=None,  # Axolotl's own number of them: workers collate too
     )
     training = [step for step in run.passes if step.training]
     evaluation = [step for step in run.passes if not step.training]

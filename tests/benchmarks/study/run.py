@@ -139,6 +139,7 @@ def run(
     lines = []
     sets = {(settings["data"], settings["rows"]) for settings in todo}
     context = multiprocessing.get_context("forkserver")
+    # What every run imports, once for all.
     context.set_forkserver_preload(["peft", "transformers.trainer", "trl.trainer.sft_trainer"])
     with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         for name, count in sorted(sets):
