@@ -79,6 +79,7 @@ def test_a_missing_host_says_what_to_install(name, host, extra):
     assert message in result.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_names_without_their_host_are_not_there():
     """For `import *`, `help`, `dir` and `inspect.getmembers`, which then show the others."""
     result = run(

@@ -210,6 +210,7 @@ def test_the_example_report_has_no_text_of_the_data() -> None:
     assert found["problems"][0] == "a problem"
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_lines_say() -> None:
     run_python(str(FOLDER / "page.py"), "--check", timeout=300)
 

@@ -279,6 +279,7 @@ def test_help_lists_every_option():
 # What the training script does.
 
 
+@pytest.mark.slow
 def test_training_ends_with_what_it_did(recipe, tmp_path, capfd):
     add(recipe, "eval_strategy: epoch\nnum_machines: 1")  # the latter is accelerate's
     assert run("--config", recipe, "--neft_alpha_end", 1).exit_code == 0

@@ -301,6 +301,7 @@ def test_a_loop_that_sets_every_step_is_not_warned_of(passes):
 # Compiled
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_recompilation")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_second_pass_of_a_compiled_graph_draws_anew(backend):

@@ -21,6 +21,7 @@ def run(*words, code=0):
     return result.output
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed(write):
     path = write(neft_schedule="linear")
     code = "from neft_plugins.cli.preview import preview; preview()"

@@ -22,6 +22,7 @@ def given(files: dict[str, Path]) -> list[object]:
     return ["--train", files["train"], "--test", files["test"]]
 
 
+@pytest.mark.slow
 def test_one_run_of_neft_sft_needs_no_more_than_its_folder(full_run):
     result = run(full_run, *SMALL)
     assert result.exit_code == 0, result.output
@@ -41,6 +42,7 @@ def test_one_run_of_neft_sft_needs_no_more_than_its_folder(full_run):
     assert "## " in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_with_judgements_and_for_alpacaeval(full_run, lora_run, files, tmp_path):
     lines = files["test"].read_text().splitlines()
     prompts = list(dict.fromkeys(json.loads(line)["prompt"] for line in lines))

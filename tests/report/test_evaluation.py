@@ -139,6 +139,7 @@ def test_an_answer_stops_at_the_special_token_that_ends_the_references(model, to
 # The report
 
 
+@pytest.mark.slow
 def test_the_losses_of_each_checkpoint_are_those_of_its_adapter(report, lora_run, files, tokenizer):
     rows = file_rows(files["test"], tokenizer, 6)
     reported = report["runs"][1]["checkpoints"]

@@ -233,6 +233,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("config", [CONFIG, STATIC], ids=["dynamic", "static"])
 def test_resumed_is_bit_identical_wherever_it_was_cut(kind, config):

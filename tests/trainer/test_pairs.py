@@ -115,6 +115,7 @@ def test_a_stream_and_a_worker(tmp_path, workers):
     check_pairs(calls, rows=4)
 
 
+@pytest.mark.slow
 def test_resumed_in_an_epoch_it_is_the_uninterrupted_run(tmp_path):
     """Rows that a resumed Trainer skips are skipped by a loader that it makes anew."""
     runs = []

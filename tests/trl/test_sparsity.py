@@ -69,6 +69,7 @@ def test_noise_and_sparsity_and_lora(tmp_path):
             assert int((value != 0).sum()) <= value.numel() // 2 + 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 3])
 def test_killed_and_resumed_it_is_the_same_run(tmp_path, stop):
     given = {
