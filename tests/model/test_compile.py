@@ -1,5 +1,6 @@
 """torch.compile: one graph, never compiled again while alpha, seed and batch change."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from neft_plugins import NEFTConfig, _compat, attach_neft
 from neft_plugins.model.hooks import NoNoiseError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_recompilation")]
+one_layer = partial(tiny_llama, num_hidden_layers=1)  # more only take longer to compile
 DOCUMENTS = [Document(7, 3), Document(4, 2)]
 DECAY = {"alpha": 5.0, "schedule": "cosine", "warmup_steps": 2, "alpha_end": 0.0}
 
@@ -39,7 +41,7 @@ def losses(model, step_model, batch, config, steps=5) -> list[float]:
 )
 def test_one_graph_and_the_same_losses_as_eager(options):
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     config = NEFTConfig(**DECAY | options)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with_compile = losses(model, compiled, batch, config)
@@ -52,7 +54,7 @@ def test_one_graph_and_the_same_losses_as_eager(options):
 def test_pairs_and_clean_special_tokens(kind):
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
     batch = {key: torch.cat([value, value]) for key, value in batch.items()}
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     tokenizer = SimpleNamespace(pad_token_id=0, all_special_ids=[0, 4, 7])
     config = NEFTConfig(5.0, tokens=["response", "no_special"], pairs=kind)
     made = []
@@ -81,7 +83,7 @@ def test_every_way_to_write_documents_traces(encoding):
 
 @pytest.mark.parametrize("encoding", ["padded right", "position_ids", "trl padding-free"])
 def test_batches_of_every_width_share_one_dynamic_graph(encoding):
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     compiled = torch.compile(model, backend="aot_eager", dynamic=True)
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
         for step in range(6):
@@ -95,7 +97,7 @@ def test_batches_of_every_width_share_one_dynamic_graph(encoding):
 
 def test_inductor():
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     config = NEFTConfig(**DECAY, tokens="response")
     compiled = torch.compile(model, fullgraph=True)
     with_compile = losses(model, compiled, batch, config)
@@ -110,7 +112,7 @@ def test_the_sums_stay_where_they_are(monkeypatch, backend):
     """
     monkeypatch.setattr(_compat, "with_fixed_address", fixed)
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     with attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher")) as neft:
         places, logged = set(), []
@@ -134,7 +136,7 @@ def fixed(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.gpu
 def test_cuda_graphs_draw_anew_at_each_replay():
     batch = {k: v.cuda() for k, v in ENCODINGS["padded right"](DOCUMENTS).arguments.items()}
-    model = tiny_llama(num_hidden_layers=1).cuda()
+    model = one_layer().cuda()
     compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
     with attach_neft(model, NEFTConfig(alpha=5.0)) as neft:
         made = []
@@ -151,7 +153,7 @@ def test_cuda_graphs_draw_anew_at_each_replay():
 
 def test_attaching_to_the_compiled_model_and_to_its_inside_are_the_same():
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     compiled = torch.compile(model, backend="aot_eager")
     with attach_neft(compiled, NEFTConfig(alpha=5.0)) as neft:
         first = compiled(**batch).loss
@@ -162,7 +164,7 @@ def test_attaching_to_the_compiled_model_and_to_its_inside_are_the_same():
 @torch._dynamo.config.patch(error_on_recompile=False)
 def test_training_twice_with_one_compiled_model():
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     compiled = torch.compile(model, backend="aot_eager")
     for alpha in (5.0, 10.0):
         config = NEFTConfig(**{**DECAY, "alpha": alpha})
@@ -175,7 +177,7 @@ def test_training_twice_with_one_compiled_model():
 def test_a_graph_compiled_without_hooks_is_an_error_not_silence():
     # PyTorch does not guard on hooks that were not there (skip_nnmodule_hook_guards).
     batch = ENCODINGS["padded right"](DOCUMENTS).arguments
-    model = tiny_llama(num_hidden_layers=1)
+    model = one_layer()
     compiled = torch.compile(model, backend="aot_eager")
     compiled(**batch)
     with attach_neft(model, NEFTConfig(alpha=5.0)):
