@@ -12,7 +12,7 @@ pytest.importorskip("axolotl")
 @pytest.mark.slow
 def test_the_built_in_gives_sqrt_n_over_the_row_and_the_plugin_all_of_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    from packing_noise import main
+    from packing_noise import main  # run here, its runs share this process's server of forks
 
     out = tmp_path / "results.json"
     options = ["--rows", "padded", "--rows", "packed", "--documents", "16"]

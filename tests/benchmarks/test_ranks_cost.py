@@ -13,7 +13,7 @@ from click.testing import CliRunner
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_every_noise_is_measured_in_every_round(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    from ranks_cost import main
+    from ranks_cost import main  # run here, its runs share this process's server of forks
 
     out = tmp_path / "results.json"
     options = ["--engines", "one process", "--engines", "DDP", "--steps", "3", "--rounds", "1"]
