@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import commands
+import nodes
 import pytest
 from axolotl_engines import (
     ENGINES,
@@ -18,30 +19,28 @@ from axolotl_runs import Run, write_config
 pytestmark = pytest.mark.slow
 
 CASES = {
-    "torchrun": ("zero3", "qlora", "packed", ["--standalone", "--nproc_per_node", 2]),
-    # Without a config file or --multi_gpu, accelerate would start one process.
-    "accelerate": (
-        "fsdp2",
-        "full",
-        "padded",
-        ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0],
-    ),
+    "torchrun on one node": ("zero3", "qlora", "packed"),
+    "accelerate on two": ("fsdp2", "full", "padded"),
 }
 
 
 @pytest.mark.skipif(find_spec("axolotl") is None, reason="axolotl is not installed")
-@pytest.mark.parametrize("launcher", CASES)
-def test_the_ranks_of_a_launcher_shard_the_model_and_have_noise_of_their_own(
-    launcher, data, tmp_path
-):
-    engine, method, rows, options = CASES[launcher]
+@pytest.mark.parametrize("case", CASES)
+def test_the_ranks_of_a_launcher_shard_the_model_and_have_noise_of_their_own(case, data, tmp_path):
+    engine, method, rows = CASES[case]
     keys = ENGINES[engine] | METHODS[method] | ROWS[rows]
     config = write_config(tmp_path, data | NOISE | {"max_steps": STEPS} | keys)
-    log = tmp_path / "log.txt"
-    command = ["axolotl", "train", config, "--launcher", launcher, "--", *options]
-    commands.wait({log: commands.start(command, log)})
+    command = ["axolotl", "train", config]
+    if case == "torchrun on one node":
+        log = tmp_path / "log.txt"
+        command += ["--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", 2]
+        started = {log: commands.start(command, log)}
+    else:
+        started = nodes.by_hand("accelerate", command, {"GPUS": 1}, tmp_path)
+    commands.wait(started)
 
-    runs = [Run(0, log.read_text(), tmp_path / "out", rank) for rank in range(2)]
+    printed = "".join(log.read_text() for log in started)
+    runs = [Run(0, printed, tmp_path / "out", rank) for rank in range(2)]
     for run in runs:
         assert len(run.passes) == STEPS
         for step in run.passes:

@@ -1,14 +1,13 @@
-"""The scripts of recipes/multi_node, on two nodes: launchers on this machine, one rank each.
+"""The scripts of recipes/multi_node: what they say, and two nodes that train by them.
 
 A stranger's package adds a distribution that writes down what each rank drew, so that the commands
-are run as they are. Slurm is a `srun` that runs its command once per node, and a `scontrol`.
+are run as they are.
 """
 
 import json
 import math
 import os
 import re
-import socket
 import stat
 import subprocess
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import nodes
 import pytest
 import torch
 import yaml
@@ -41,16 +41,6 @@ def written(shape, generator):
     folder = Path(os.environ["DRAWS"])
     torch.save(draw, folder / f"rank{os.environ['RANK']}-{len(list(folder.iterdir()))}.pt")
     return draw
-"""
-SRUN = """#!/usr/bin/env bash
-while [[ $1 == -* ]]; do shift; done
-for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@" & done
-code=0
-for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do wait -n || code=$?; done
-exit "$code"
-"""
-SCONTROL = """#!/usr/bin/env bash
-[[ $* == "show hostnames node[1-2]" ]] && printf 'localhost\\nnode2\\n'
 """
 
 
@@ -115,8 +105,7 @@ CASES = [
     ("torchrun", "neft sft", "by hand"),
     ("accelerate", "neft sft", "slurm"),
     ("torchrun", "axolotl train", "slurm"),
-    ("accelerate", "axolotl train", "by hand"),
-]
+]  # test_axolotl_launchers.py has accelerate with `axolotl train`, by hand
 
 
 @pytest.mark.slow
@@ -126,8 +115,9 @@ def test_two_nodes_train_together_with_noise_of_their_own(launcher, program, how
         pytest.skip(f"`{program}` is run in the other of CI's environments")
     command = [*program.split(), *arguments(launcher, program, data, tmp_path)]
     variables = {"PYTHONPATH": add_distribution(tmp_path), "DRAWS": tmp_path / "draws", "GPUS": 1}
-    nodes = {"slurm": on_slurm, "by hand": by_hand}[how](launcher, command, variables, tmp_path)
-    commands.wait(nodes)
+    start = {"slurm": nodes.on_slurm, "by hand": nodes.by_hand}[how]
+    started = start(launcher, command, variables, tmp_path)
+    commands.wait(started)
 
     length = tokens_of_each(data / "texts" / "train.jsonl")
     width = json.loads((Path(MODEL) / "config.json").read_text())["hidden_size"]
@@ -221,49 +211,3 @@ def add_distribution(folder: Path) -> Path:
         "[neft_plugins.distributions]\nwritten = written:written"
     )
     return packages
-
-
-def by_hand(
-    launcher: str, command: list[str], variables: dict[str, Any], folder: Path
-) -> dict[Path, Any]:
-    """The script on each of two machines, which are this one."""
-    script = ["bash", f"recipes/multi_node/{launcher}.sh"]
-    shared = variables | {"NODES": 2, "HEAD": "localhost", "PORT": free_port()}
-    logs = [folder / f"node{rank}.txt" for rank in range(2)]
-    return {
-        log: commands.start([*script, *command], log, shared | {"NODE_RANK": rank})
-        for rank, log in enumerate(logs)
-    }
-
-
-def on_slurm(
-    launcher: str, command: list[str], variables: dict[str, Any], folder: Path
-) -> dict[Path, Any]:
-    """The script as Slurm runs it, on the first of a job's nodes."""
-    (folder / "bin").mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(0o755)
-    slurm = {
-        "PATH": folder / "bin",
-        "LAUNCHER": launcher,
-        "SLURM_JOB_ID": free_port() - 20000,  # the script makes the port of it
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_NUM_NODES": 2,
-        "SLURM_NODEID": 0,  # of the node where the script runs, and of no other
-    }
-    log = folder / "job.txt"
-    script = ["bash", "recipes/multi_node/slurm.sh"]
-    return {log: commands.start([*script, *command], log, variables | slurm)}
-
-
-def free_port() -> int:
-    """One of those that slurm.sh may choose."""
-    for port in range(20000 + os.getpid() % 9000, 30000):
-        with socket.socket() as free:
-            try:
-                free.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("No port between 20000 and 30000 is free.")
