@@ -17,7 +17,7 @@ from neft_plugins import _compat
 from neft_plugins.model import embeddings as finder
 from neft_plugins.model import recomputation
 from neft_plugins.model.batch import TOKENS, Batch, note, note_features
-from neft_plugins.model.passes import ForwardPass, ForwardPasses
+from neft_plugins.model.passes import ForwardPass, ForwardPasses, find_attached
 from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise.drawing.operation import Draw
@@ -124,8 +124,12 @@ class EmbeddingHook:
 
     def __init__(self, passes: ForwardPasses, site: NoiseSite, number: int) -> None:
         self.passes, self.site, self.number = passes, site, number
+        self.key = passes.key  # for `add`, which does not look at `passes` itself
         self.place = recomputation.new_place()
         self.time = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EmbeddingHook, (self.passes, self.site, self.number)  # a copy has the copy's key
 
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note when the call begins."""
@@ -136,9 +140,12 @@ class EmbeddingHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """The noisy output, or None, which leaves the module's own."""
-        passes, this = self.passes, self.passes.current
+        passes = find_attached(self.key)
+        if passes is None:
+            return None
+        this = passes.current
         ids = args[0] if args else next(iter(kwargs.values()))
-        if passes.attached and _repeating():
+        if _repeating():
             repeated = passes.repeated(self.number, ids)
             if repeated is not None:  # the same noise again, and nothing is counted
                 batch, draw = repeated
@@ -147,7 +154,7 @@ class EmbeddingHook:
                 recomputation.refuse_unknown_pass(passes.model_name)
         if this is None:
             return None
-        draw = self._next_draw(this, module)
+        draw = self._next_draw(passes, this, module)
         noisy = None
         if draw is not None:
             passes.note_output(self.number, output)
@@ -160,9 +167,10 @@ class EmbeddingHook:
             passes.keep(this, output if noisy is None else noisy)
         return noisy
 
-    def _next_draw(self, this: ForwardPass, module: nn.Module) -> Draw | None:
+    def _next_draw(
+        self, passes: ForwardPasses, this: ForwardPass, module: nn.Module
+    ) -> Draw | None:
         """Which draw a call gets; None where the noise is off."""
-        passes = self.passes
         if not passes.is_on(module):
             if torch.is_grad_enabled() and not module.training:
                 passes.ran_in_eval_mode = True

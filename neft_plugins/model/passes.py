@@ -5,6 +5,7 @@ that a compiled graph whose backward pass is still to come keeps its own. They a
 where the noise is drawn, filled without waiting for it.
 """
 
+import itertools
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,16 @@ from neft_plugins.model.recomputation import NotedCall
 from neft_plugins.model.site import NoiseSite
 from neft_plugins.noise import meter
 from neft_plugins.noise.drawing.operation import Draw
+
+_keys = itertools.count()
+# Of models that have noise now. Compiled graphs find their passes here: a mask that they find by a
+# hook of torch's own `nn.Embedding`, torch takes to be of one shape, and compiles for each anew.
+_attached: "dict[int, weakref.ref[ForwardPasses]]" = {}
+
+
+def find_attached(key: int) -> "ForwardPasses | None":
+    """The passes with this key, if they may have noise now."""
+    return _attached[key]() if key in _attached else None
 
 
 class MicroBatch(NamedTuple):
@@ -83,7 +94,7 @@ class ForwardPasses:
         owner: Whoever drives the passes.
 
     Attributes:
-        attached: Whether the passes may have noise.
+        key: What they are found by while they may have noise.
         current: The pass that is under way, if any; the innermost.
         extra: Arguments noted beside those that the model is given.
         has_fired: Whether any pass had noise.
@@ -96,6 +107,7 @@ class ForwardPasses:
         self.model_name = model_name
         self.sites = sites
         self.owner = owner
+        self.key = next(_keys)
         self.extra: dict[str, Any] = {}
         self.has_fired = self.ran_in_eval_mode = False
         self.dtype = torch.float32
@@ -105,7 +117,6 @@ class ForwardPasses:
         self.current: ForwardPass | None = None
         self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
         self._latest: ForwardPass | None = None
-        self.attached = False
         self._switches: list[tuple[nn.Module, str]] = []
         self._trained: list[weakref.ref[nn.Parameter]] = []
         self._versions: list[int] | None = None
@@ -115,9 +126,14 @@ class ForwardPasses:
     def __reduce__(self) -> tuple[Any, ...]:
         return ForwardPasses, (self.model_name, [])
 
+    @property
+    def attached(self) -> bool:
+        """Whether the passes may have noise."""
+        return self.key in _attached
+
     def start(self, model: nn.Module) -> None:
         """The passes of this model, unwrapped, may have noise from now on."""
-        self.attached = True
+        _attached[self.key] = weakref.ref(self)
         self._model = weakref.ref(model)
         self._has_adapters = _compat.has_adapters(model)
         self._switches = _compat.adapter_switches(model)
@@ -126,7 +142,7 @@ class ForwardPasses:
 
     def stop(self) -> None:
         """No pass has noise any more."""
-        self.attached = False
+        _attached.pop(self.key, None)
         self.extra, self.current, self._latest = {}, None, None
 
     def refuse_later_adapters(self) -> None:

@@ -81,18 +81,39 @@ def test_every_way_to_write_documents_traces(encoding):
             assert torch.equal(noise, model(**batch))
 
 
-@pytest.mark.parametrize("encoding", ["padded right", "position_ids", "trl padding-free"])
-def test_batches_of_every_width_share_one_dynamic_graph(encoding):
-    model = one_layer()
+@pytest.mark.parametrize(
+    ("make", "encoding"),
+    [(one_layer, "padded right"), *((partial(Embedder, 16), each) for each in sorted(ENCODINGS))],
+    ids=["llama-padded right", *sorted(ENCODINGS)],
+)
+def test_batches_of_every_width_share_one_dynamic_graph(make, encoding):
+    model = make()
     compiled = torch.compile(model, backend="aot_eager", dynamic=True)
     with attach_neft(model, NEFTConfig(alpha=5.0, tokens="response")) as neft:
         for step in range(6):
             documents = [Document(7 + step, 3), Document(4 + 2 * step, 2), Document(5, 1)]
             batch = ENCODINGS[encoding](documents).arguments
             neft.set_step(step)
-            loss = compiled(**batch).loss.item()
+            output = compiled(**batch)
             neft.set_step(step)
-            assert loss == pytest.approx(model(**batch).loss.item(), rel=1e-4)
+            expected = model(**batch)
+            if make is one_layer:
+                output, expected = output.loss, expected.loss
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_another_model_with_noise_compiles_nothing_anew():
+    batch = ENCODINGS["padded right"](DOCUMENTS).arguments
+    model, other = Embedder(16), Embedder(8)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with attach_neft(model, NEFTConfig(alpha=5.0)) as neft:
+        alone = compiled(**batch)
+        with attach_neft(other, NEFTConfig(alpha=1.0)):
+            other(**batch)
+            neft.set_step(0)
+            assert torch.equal(compiled(**batch), alone)
+        neft.set_step(0)
+        assert torch.equal(compiled(**batch), alone)
 
 
 def test_inductor():
