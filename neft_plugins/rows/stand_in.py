@@ -85,11 +85,13 @@ def _same_environment() -> Iterator[None]:
 @contextlib.contextmanager
 def _quick_garbage_collection() -> Iterator[None]:
     """Axolotl's packing collects garbage often, and would look at all that was imported."""
+    was_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:  # or what the caller froze is walked through again
+            gc.unfreeze()
 
 
 @contextlib.contextmanager
