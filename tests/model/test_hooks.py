@@ -1,6 +1,7 @@
 """attach_neft on a model: when noise is on, the fire check, and no trace left."""
 
 import copy
+import gc
 import pickle
 import re
 import warnings
@@ -542,6 +543,31 @@ def test_a_copy_of_a_noisy_model_is_clean(batch, way):
         assert not torch.equal(model(**batch), clean)
         with attach_neft(copied, CONFIG):
             assert not torch.equal(copied(**batch), clean)
+
+
+def test_a_model_that_is_dropped_with_its_noise_on_is_freed(batch):
+    model = Embedder(8)
+    attach_neft(model, CONFIG)
+    model(**batch)
+    embedding = weakref.ref(model.embed)
+    del model
+    gc.collect()
+    assert embedding() is None
+
+
+def test_a_copy_is_clean_within_the_pass_of_what_it_was_copied_from(batch):
+    """Such as a frozen copy that the model compares itself with."""
+
+    class Compared(Embedder):
+        def forward(self, input_ids, **arguments):
+            return self.embed(input_ids), copied(input_ids)
+
+    model = Compared(8, zero=False)
+    with attach_neft(model, CONFIG):
+        copied = copy.deepcopy(model.embed)
+        noisy, clean = model(**batch)
+    assert torch.equal(clean, model(**batch)[0])
+    assert not torch.equal(noisy, clean)
 
 
 def test_gpt2_and_its_position_embeddings(batch):
