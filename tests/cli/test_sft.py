@@ -236,6 +236,13 @@ def test_a_dataset_beside_a_mixture_is_not_used(recipe, launched):
 # What is launched.
 
 
+def test_json_that_yaml_does_not_read_is_left_to_the_training_script(recipe, launched):
+    given = '--neft_schedule_args={"power":\t2}'
+    result = run("--config", recipe, "--neft_schedule", "polynomial", given)
+    assert result.exit_code == 0, result.output
+    assert launched[0].training_script_args[-1] == given
+
+
 def test_accelerates_options_are_dealt_to_accelerate(recipe, launched):
     words = ("--learning_rate", "-1", "--num-processes=3", "--rdzv_conf=neft_job", "--cpu")
     result = run(f"--config={recipe}", *words, "--accelerate_config=zero3")

@@ -242,6 +242,26 @@ def test_each_text_of_a_pair_has_the_mask_that_its_encoder_is_given(document_fir
             assert not row[length:].any()
 
 
+def test_after_another_text_the_embedding_has_the_pass_around_it_again():
+    class Compared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = Embedder(D)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, other: Tensor) -> Tensor:
+            self.encoder(input_ids=other, attention_mask=torch.ones_like(other))
+            return self.encoder.embed(input_ids)
+
+    model, batch = Compared(), given()
+    with attach_neft(model, NEFTConfig(5.0, "rademacher"), embedding="encoder.embed") as neft:
+        neft.set_step(0)
+        noise = model(*batch.values(), torch.full((2, 12), 4))
+    for row, length in zip(noise, [7, 4], strict=True):
+        size = torch.full_like(row[:length], 5.0 / (3 * length * D) ** 0.5)
+        torch.testing.assert_close(row[:length].abs(), size)
+        assert not row[length:].any()
+
+
 def test_sums_are_over_all_passes():
     model = Embedder(D, zero=False)
     with attach_neft(model, NEFTConfig(alpha=5.0, distribution="rademacher")) as neft:

@@ -44,6 +44,7 @@ def test_held_out_rows_are_those_of_training(tmp_path, keys, monkeypatch):
     assert sorted(numbers(train) + numbers(held_out)) == [*range(60)]
     assert train.has_references
     assert train.prompts == [None] * 48
+    assert axolotl_rows(path, "test", 5).input_ids == held_out.input_ids[:5]
 
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
@@ -51,7 +52,6 @@ def test_held_out_rows_are_those_of_training(tmp_path, keys, monkeypatch):
     made = load_datasets(cfg=load_cfg(path))  # as `axolotl train` does
     assert train.input_ids == made.train_dataset["input_ids"][:]
     assert held_out.labels == made.eval_dataset["labels"][:]
-    assert axolotl_rows(path, "test", 5).input_ids == held_out.input_ids[:5]
     # What is prepared there now is read, and nothing is written.
     before = sorted(map(str, tmp_path.rglob("*")))
     assert axolotl_rows(path, "test", 100) == held_out

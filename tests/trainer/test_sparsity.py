@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from plain_trainer import InterruptAt, Logs, make_trainer
 from safetensors.torch import load_file
 from sparse_runs import start_plain
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neft_plugins import NEFTCallback, NEFTConfig
 from neft_plugins.sparsity.config import SparsityConfig
@@ -181,6 +181,17 @@ def test_a_checkpoint_is_written_once(tmp_path, monkeypatch):
     assert sum("neft_sparsity" in path for path in written) == 2
 
 
+def test_masks_whose_checkpoint_was_deleted_are_written_again(tmp_path):
+    class SavesAgain(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            shutil.rmtree(folder)
+            callback.save_state(folder)
+
+    callback, folder = SparsityCallback(CONFIG), tmp_path / "checkpoint-4"
+    make(tmp_path, callback, SavesAgain(), save_strategy="steps", save_steps=4, max_steps=4).train()
+    assert (folder / "neft_sparsity.pt").is_file()
+
+
 def test_a_best_model_that_is_loaded_at_the_end_stays_as_it_was_saved(tmp_path):
     trainer = make(
         tmp_path,
@@ -296,6 +307,19 @@ def test_after_an_interrupt_a_new_run_begins_anew(tmp_path, again):
     trainer = make(tmp_path, next_one)
     trainer.train()
     assert changed(trainer)["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.4, abs=1e-3)
+
+
+def test_after_an_interrupt_the_same_model_begins_anew(tmp_path):
+    callback, interrupt = SparsityCallback(CONFIG), InterruptAt(6)
+    trainer = make(tmp_path, callback, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupt)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, value in trainer.model.named_parameters():
+        if "proj" in name:
+            assert (value != before[name]).float().mean() == pytest.approx(0.4, abs=1e-3)
 
 
 def test_added_first_every_other_callback_logs_the_metrics(tmp_path):
