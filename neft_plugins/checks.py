@@ -1,11 +1,12 @@
 """What the options of ``NEFTConfig`` may be; each error says what was got and what is allowed."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neft_plugins import registry
-from neft_plugins.keys import plain_number
+from neft_plugins.keys import ALPHA_KEY, is_none_in_text, key_name, plain_number
 from neft_plugins.messages import closest, message, quoted
 from neft_plugins.noise import schedules
 from neft_plugins.noise.schedules import shown
@@ -173,4 +174,63 @@ def _check_arguments(
             name=repr(name),
             problem=str(error).rstrip("."),
         ) from error
+    except Exception as error:
+        raise registry.failure(kind, name, error) from error
     return arguments
+
+
+ARGUMENTS_AS_JSON = {
+    "schedule_args": '{"power": 2}',
+    "distribution_args": '{"p": 0.1}',
+    "sparsity_args": '{"every": 20}',
+}
+"""The options that a command line has as JSON, each with an example."""
+
+
+def read_arguments(option: str, given: Any) -> Any:
+    """The value of one of ``ARGUMENTS_AS_JSON``, from its JSON where it is a text."""
+    if not isinstance(given, str):
+        return given
+    if is_none_in_text(given):
+        return None
+    try:
+        return json.loads(given)
+    except ValueError as error:
+        key = key_name(option)
+        raise NEFTConfigError(
+            f"`{key}` must be a mapping of the {option.removesuffix('_args')}'s arguments, or its "
+            f"JSON such as '{ARGUMENTS_AS_JSON[option]}'; got {shown(given)} ({error}).",
+            option,
+        ) from None
+
+
+def refuse_keys_inside(cfg: Mapping[str, Any]) -> None:
+    """Refuse keys of the noise that are not at the top level, where nothing reads them.
+
+    Args:
+        cfg: The YAML as it was read.
+
+    Raises:
+        NEFTConfigError: With the way out.
+    """
+    for where, value in cfg.items():
+        if str(where).lower().startswith(("neft", "x-")):
+            continue
+        for key in _all_keys(value):
+            if key.startswith("neft"):
+                beside = "" if key == ALPHA_KEY else f", beside `{ALPHA_KEY}`"
+                raise NEFTConfigError(
+                    f"`{key}` is inside `{where}`, where nothing reads it. Write it at the top "
+                    f"level of the YAML{beside}. A holder of YAML anchors needs a name that begins "
+                    "with `x-`."
+                )
+
+
+def _all_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield str(key)
+            yield from _all_keys(inside)
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            yield from _all_keys(inside)

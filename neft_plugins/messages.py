@@ -7,13 +7,14 @@ from typing import Any
 from neft_plugins.keys import ALPHA_KEY, key_name, option_name
 
 NO_DATASET = "No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`."
+NO_MODEL = "No model: set `model_name_or_path` (a Hub id or a folder)."
 """Of ``neft sft``, and of what reads its YAML."""
 
 _SYNONYMS = {
-    **dict.fromkeys(("neft_alpha", "neftune_alpha", "neft_noise_alpha"), ALPHA_KEY),
+    **dict.fromkeys(("neft_alpha", "neftune_alpha", "neft_noise", "neft_noise_alpha"), ALPHA_KEY),
     **dict.fromkeys(("neft_warmup", "neft_warmup_ratio"), "neft_warmup_steps"),
     **dict.fromkeys(("neft_end", "neft_end_alpha"), "neft_alpha_end"),
-    "normal": "gaussian",
+    **dict.fromkeys(("normal", "norm"), "gaussian"),
     **dict.fromkeys(("completion", "assistant", "answer", "output"), "response"),
     **dict.fromkeys(("instruction", "user", "input"), "prompt"),
     "exp": "exponential",
@@ -64,7 +65,7 @@ def closest(value: Any, allowed: Iterable[str]) -> str:
     """A question after the allowed name that is probably meant; empty where there is none."""
     if not isinstance(value, str):
         return ""
-    allowed = list(allowed)
+    value, allowed = value.lower(), list(allowed)
     meant = [_SYNONYMS[value]] if _SYNONYMS.get(value) in allowed else []
     close = meant or difflib.get_close_matches(value, allowed, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from neft_plugins import NEFTConfig, config, keys, messages, registry
+from neft_plugins.checks import refuse_keys_inside
 from neft_plugins.config import KEY_NAMES, KEY_OPTIONS, NEFTConfigError, NEFTWarning
 from neft_plugins.keys import ALPHA_KEY
 
@@ -176,10 +177,13 @@ WRONG_VALUES = [
 # What other libraries call it, or how it is spelt elsewhere -> what it is here.
 HINTS = [
     ({"neft_distribution": "normal"}, "gaussian"),
+    ({"neft_distribution": "norm"}, "gaussian"),
+    ({"neft_distribution": "Normal"}, "gaussian"),
     ({"neft_tokens": "completion"}, "response"),
     ({"neft_tokens": "assistant"}, "response"),
     ({"neft_schedule": "exp"}, "exponential"),
     ({"neft_alpha": 5}, "neftune_noise_alpha"),
+    ({"neft_noise": 5}, "neftune_noise_alpha"),
     ({"neft_warmup_ratio": 0.1}, "neft_warmup_steps"),
 ]
 
@@ -444,7 +448,7 @@ def test_noise_that_is_stronger_than_the_embeddings_is_warned_of_once(options, t
             "or set `{scale}: absolute`, where 5 to 15 is typical.".format(**names)
         )
         assert made.scale == "relative"
-    # Whoever has been told is not told again.
+    # The same is not warned of twice.
     assert NEFTConfig(**options, warn=False) == NEFTConfig.from_keys(keys, warn=False) == made
 
 
@@ -560,3 +564,8 @@ def test_a_transition_that_begins_just_in_time_is_not_warned_of():
     given = {"transition_begin": 498, "transition_steps": 1000}
     alpha = NEFTConfig(5, schedule="linear", schedule_args=given).build_schedule(500)
     assert alpha(499) < alpha(498) == 5
+
+
+def test_alpha_is_not_to_be_written_beside_itself():
+    with pytest.raises(NEFTConfigError, match=r"inside `trl`.* level of the YAML\. A holder"):
+        refuse_keys_inside({"trl": {"neftune_noise_alpha": 5}})

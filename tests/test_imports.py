@@ -1,4 +1,4 @@
-"""The core needs torch alone; public names load on first use; a missing host is told."""
+"""The core needs torch alone; public names load on first use; a missing host is named."""
 
 import importlib.util
 import subprocess

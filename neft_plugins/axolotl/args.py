@@ -1,12 +1,12 @@
 """NEFTArgs: the keys in an Axolotl YAML, checked before a model is loaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
 from neft_plugins.axolotl.modes import check_mode, check_sparse_mode
-from neft_plugins.config import OPTIONS, NEFTConfig, NEFTConfigError, default_text
+from neft_plugins.config import OPTIONS, NEFTConfig, default_text
 from neft_plugins.keys import ALPHA_KEY
 from neft_plugins.sparsity.config import ARGUMENTS, SPARSITY_ARGS_HELP, SparsityConfig
 
@@ -70,34 +70,3 @@ def noise_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if keys.get(ALPHA_KEY) is None:
         keys[ALPHA_KEY] = cfg.get(OLD_ALPHA_KEY)
     return keys
-
-
-def refuse_keys_inside(cfg: Mapping[str, Any]) -> None:
-    """Refuse keys of the noise that are not at the top level, where nothing reads them.
-
-    Args:
-        cfg: The YAML as it was read. Validation takes such keys out of ``datasets``.
-
-    Raises:
-        NEFTConfigError: With the way out.
-    """
-    for where, value in cfg.items():
-        if str(where).lower().startswith(("neft", "x-")):
-            continue
-        for key in _all_keys(value):
-            if key.startswith("neft"):
-                raise NEFTConfigError(
-                    f"`{key}` is inside `{where}`, where nothing reads it. Write it at the top "
-                    f"level of the YAML, beside `{ALPHA_KEY}`. A holder of YAML anchors needs a "
-                    "name that begins with `x-`."
-                )
-
-
-def _all_keys(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inside in value.items():
-            yield str(key)
-            yield from _all_keys(inside)
-    elif isinstance(value, list | tuple):
-        for inside in value:
-            yield from _all_keys(inside)

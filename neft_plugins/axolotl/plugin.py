@@ -9,7 +9,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
-from neft_plugins.axolotl.args import noise_keys, refuse_keys_inside
+from neft_plugins.axolotl.args import noise_keys
+from neft_plugins.checks import refuse_keys_inside
 from neft_plugins.config import NEFTConfig, NEFTConfigError
 from neft_plugins.keys import ALPHA_KEY, AXOLOTL_KEYS_FILE
 from neft_plugins.sparsity.config import SparsityConfig

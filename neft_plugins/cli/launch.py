@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from neft_plugins.checks import ARGUMENTS_AS_JSON, read_arguments, refuse_keys_inside
 from neft_plugins.cli.option_names import refuse_unknown
 from neft_plugins.cli.train import STOPPED
 from neft_plugins.config import NEFTConfig, NEFTWarning
-from neft_plugins.keys import option_name, read_yaml, takes_arguments
-from neft_plugins.messages import NO_DATASET
+from neft_plugins.keys import key_name, option_name, read_yaml, takes_arguments
+from neft_plugins.messages import NO_DATASET, NO_MODEL
 from neft_plugins.sparsity.config import SparsityConfig
 
 SCRIPT = "neft_plugins.cli.train"
@@ -76,15 +77,19 @@ def _check_without_trl(words: list[str]) -> None:
     if {"-h", "--help"} & {*words}:
         return
     recipe = _read_recipe(words)
+    refuse_keys_inside(recipe)
     keys = recipe | _given_options(words)
-    for key in [key for key in keys if takes_arguments(key)]:
-        if isinstance(keys[key], str):
-            del keys[key]  # JSON, which the training script reads
+    for option in ARGUMENTS_AS_JSON:
+        key = key_name(option)
+        if key in keys:
+            keys[key] = read_arguments(option, keys[key])
     NEFTConfig.from_keys(keys, warn=False)
     SparsityConfig.from_keys(keys)
     refuse_unknown(words, recipe)
-    if not any("dataset" in key for key in keys):
+    if not (keys.get("dataset_name") or keys.get("datasets")):
         raise ValueError(NO_DATASET)
+    if not keys.get("model_name_or_path"):
+        raise ValueError(NO_MODEL)
 
 
 def _read_recipe(words: list[str]) -> dict[str, Any]:
@@ -102,12 +107,13 @@ def _read_recipe(words: list[str]) -> dict[str, Any]:
 
 
 def _given_options(words: list[str]) -> dict[str, Any]:
-    """The options among the words as keys, with their values as YAML reads them."""
+    """The options among the words as keys; values as YAML reads them, JSON as it is."""
     options = {}
     for word, after in pairwise([*words, ""]):
         if word.startswith("--"):
             _, is_joined, value = word.partition("=")
-            options[option_name(word)] = _as_in_yaml(value if is_joined else after)
+            name, text = option_name(word), value if is_joined else after
+            options[name] = text if takes_arguments(name) else _as_in_yaml(text)
     return options
 
 

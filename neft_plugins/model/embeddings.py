@@ -85,7 +85,9 @@ def find_embeddings(
         for name, part in model.named_modules():
             _refuse_bag(name, part)
         raise _not_found(model)
-    return [InputEmbedding(_name_of(model, module), module, "model")]
+    name = _name_of(model, module)
+    _refuse_bag(name, module)
+    return [InputEmbedding(name, module, "model")]
 
 
 def ancestors(model: nn.Module, module: nn.Module) -> list[nn.Module]:

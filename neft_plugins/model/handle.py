@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neft_plugins import _compat, registry
 from neft_plugins.config import NEFTConfig, NEFTWarning
+from neft_plugins.keys import ALPHA_KEY
 from neft_plugins.model import embeddings as finder
 from neft_plugins.model import tokenizer as tokenizers
 from neft_plugins.model.batch import NOTED
@@ -281,7 +282,7 @@ def _refuse_second_noise(model: nn.Module) -> None:
         )
     for name, module in model.named_modules():
         for each in _compat.forward_hooks(module):
-            if _compat.is_builtin_noise(each):
+            if _compat.is_builtin_noise(each) and getattr(module, ALPHA_KEY, None) != 0:
                 raise RuntimeError(
                     f"The built-in NEFTune hook is on '{name}' of {type(model).__name__}, so "
                     "noise would be added twice. Drop `neftune_noise_alpha` from the training "

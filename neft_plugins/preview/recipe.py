@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from neft_plugins.checks import refuse_keys_inside
 from neft_plugins.config import NEFTConfig
 from neft_plugins.keys import ALPHA_KEY, read_yaml
 from neft_plugins.sparsity.config import SparsityConfig
@@ -100,15 +101,14 @@ def _read_axolotl(keys: dict[str, Any]) -> Recipe:
 
 
 def _refuse_as_axolotl(keys: Mapping[str, Any], config: NEFTConfig | None) -> None:
-    """What NEFTPlugin refuses beside wrong values; known only where Axolotl is installed."""
+    """What NEFTPlugin refuses beside wrong values; its modes only where Axolotl is installed."""
+    refuse_keys_inside(keys)
     try:
-        from neft_plugins.axolotl.args import refuse_keys_inside
         from neft_plugins.axolotl.modes import check_mode
     except ModuleNotFoundError as error:
         if error.name != "axolotl":
             raise
         return
-    refuse_keys_inside(keys)
     if config is not None and config.alpha > 0:
         check_mode(config, keys)
 

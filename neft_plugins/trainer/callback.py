@@ -107,7 +107,12 @@ class NEFTCallback(RunCallback):
             raise RuntimeError(self.given_twice)
         self.remove()
         left = attached_handle(model)
-        if left is not None and left.run is not None and left.run is not state:
+        if left is not None and left.run is state:
+            raise RuntimeError(
+                "The Trainer has another NEFTCallback already, and noise would be added twice. "
+                "Give it one; NEFTSFTTrainer has its own."
+            )
+        if left is not None and left.run is not None:
             left.remove()
         if self.config.alpha > 0:
             check_old_log_probabilities(args)

@@ -1,20 +1,18 @@
 """NEFTSFTConfig: SFTConfig with the ``neft_*`` keys."""
 
-import json
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from trl import SFTConfig
 
+from neft_plugins.checks import ARGUMENTS_AS_JSON, read_arguments
 from neft_plugins.config import (
     KEY_OPTIONS,
     OPTIONS,
     NEFTConfig,
-    NEFTConfigError,
     default_text,
 )
-from neft_plugins.keys import SPARSITY_KEYS, is_none_in_text, key_name
-from neft_plugins.noise.schedules import shown
+from neft_plugins.keys import SPARSITY_KEYS, key_name
 from neft_plugins.sparsity.config import ARGUMENTS, SPARSITY_ARGS_HELP, SparsityConfig
 
 
@@ -73,9 +71,9 @@ class NEFTSFTConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.neft_tokens == [None]:  # `None` on the command line, where it takes several
             self.neft_tokens = "all"
-        self._parse_arguments("schedule_args", '{"power": 2}')
-        self._parse_arguments("distribution_args", '{"p": 0.1}')
-        self._parse_arguments("sparsity_args", '{"every": 20}')
+        for option in ARGUMENTS_AS_JSON:
+            key = key_name(option)
+            setattr(self, key, read_arguments(option, getattr(self, key)))
         NEFTConfig.from_keys(self._keys())
         self.sparsity_config()
         super().__post_init__()
@@ -93,20 +91,3 @@ class NEFTSFTConfig(SFTConfig):
 
     def _keys(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in KEY_OPTIONS}
-
-    def _parse_arguments(self, option: str, example: str) -> None:
-        """Take the arguments of a variant as a mapping, or as its JSON."""
-        key = key_name(option)
-        given = getattr(self, key)
-        if is_none_in_text(given):
-            given = None
-        if isinstance(given, str):
-            try:
-                given = json.loads(given)
-            except ValueError as error:
-                raise NEFTConfigError(
-                    f"`{key}` must be a mapping of the {option.removesuffix('_args')}'s arguments, "
-                    f"or its JSON such as '{example}'; got {shown(given)} ({error}).",
-                    option,
-                ) from None
-        setattr(self, key, given)

@@ -13,6 +13,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from neft_plugins.config import KEY_OPTIONS
 from neft_plugins.keys import is_none_in_text
+from neft_plugins.messages import NO_MODEL
 from neft_plugins.trl.config import NEFTSFTConfig
 from neft_plugins.trl.options import launch_parser, split_options
 from neft_plugins.trl.run_keys import given_keys, write_keys
@@ -84,7 +85,7 @@ def named_model(name: str | None) -> str:
         ValueError: If it is not.
     """
     if not name:
-        raise ValueError("No model: set `model_name_or_path` (a Hub id or a folder).")
+        raise ValueError(NO_MODEL)
     return name
 
 

@@ -147,7 +147,7 @@ def test_pretraining(tmp_path, text, keys):
     ids=str,
 )
 def test_pretraining_on_rows_that_are_one_text_to_the_model(tmp_path, text, keys):
-    """The model is told of no documents and attends across them: a row is one document."""
+    """The model learns of no documents and attends across them: a row is one document."""
     for step in run_axolotl(tmp_path, **text, **NOISE, **keys).passes:
         real = step.given["attention_mask"] != 0
         for row, mask in zip(step.noise, real, strict=True):

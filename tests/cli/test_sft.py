@@ -129,7 +129,8 @@ def test_a_wrong_option_is_refused(recipe, launched, words, message):
         ("neft_tokns: all", "Unknown key `neft_tokns`"),
         ("neft_tokns: all", "Did you mean 'neft_tokens'?"),
         ("a: [1", "expected ',' or ']'"),
-        ("common: {neft_tokens: all}", "`common`. A holder of YAML anchors needs a name that begi"),
+        ("common: {neft_tokens: all}", "`neft_tokens` is inside `common`, where nothing reads it"),
+        ("common: {seed: 1}", "`common`. A holder of YAML anchors needs a name that begi"),
         ("neft: {tokens: all}", "`neft` is no key of the noise, and the keys in it would not be"),
     ],
 )
@@ -148,7 +149,8 @@ def test_a_wrong_key_of_the_yaml_is_refused(recipe, launched, text, message):
         ("--neft_tokens=completion", "Did you mean 'response'?"),
         ("--neft_seed 1.5", "`neft_seed` must be an int or unset; got 1.5."),
         ("--neft_sparsity 3", "`neft_sparsity` must be a number in [0, 1), or 'auto'; got 3"),
-        ("--neft_schedule polynomial --neft_schedule_args {powr:2}", "got 'powr"),
+        ("--neft_schedule polynomial --neft_schedule_args {powr:2}", "or its JSON such as '{"),
+        ('--neft_schedule polynomial --neft_schedule_args {"powr":2}', "got 'powr"),
         ("--neft_length None --neft-alpha-end 1e0 --neft_schedule linear", "No dataset: set"),
         ("--lerning-rate 1", "Unknown option `--lerning-rate`. Did you mean `--learning_rate`?"),
         ("", "No dataset: set"),
@@ -200,6 +202,7 @@ def test_a_host_that_moved_its_files_leaves_it_to_the_parser(monkeypatch):
         ("", "No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`."),
         ("--max_steps 3", "No dataset: set `dataset_name`"),
         ("--dataset_train_split train", "No dataset: set `dataset_name`"),
+        ("--dataset_name x", "No model: set `model_name_or_path`"),
         (
             "--dataset_name x --use_cpu true",
             "No model: set `model_name_or_path` (a Hub id or a folder).",
@@ -224,6 +227,14 @@ def test_a_yaml_without_keys_is_refused(tmp_path):
     result = run("--config", tmp_path / "list.yaml")
     assert result.exit_code == 2
     assert "list.yaml must have keys and values" in result.output
+
+
+def test_a_key_where_nothing_reads_it_is_refused(recipe, launched):
+    add(recipe, "datasets: [{path: x, neft_length: noised}]\nx-more: {neft_length: noised}")
+    result = run("--config", recipe)
+    assert result.exit_code == 2
+    assert "`neft_length` is inside `datasets`, where nothing reads it. Write it" in result.output
+    assert launched == []
 
 
 def test_a_dataset_beside_a_mixture_is_not_used(recipe, launched):
@@ -450,7 +461,8 @@ def test_a_failed_process_has_its_exit_code(
     recipe, tmp_path, monkeypatch, capfd, ranks, ending, code
 ):
     (tmp_path / "two.yaml").write_text(TWO_PROCESSES)
-    script = f"import os, sys\nprint(*sys.argv[1:], flush=True)\n{ending}\n"
+    said = "os.write(1, f'{\" \".join(sys.argv[1:])}\\n'.encode())"  # whole, beside another's
+    script = f"import os, sys\n{said}\n{ending}\n"
     (tmp_path / "ends.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(launch, "SCRIPT", "ends")

@@ -600,12 +600,14 @@ def test_a_named_module_of_an_encoder_decoder_within() -> None:
             check(noised(pipeline, batch), Side.of(batch[ids]))
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_an_embedding_of_whole_texts(named: bool) -> None:
+@pytest.mark.parametrize("how", ["named", "found", "asked"])
+def test_an_embedding_of_whole_texts(how: str) -> None:
     """As in a SentenceTransformer with a StaticEmbedding."""
-    model = nn.Sequential(nn.EmbeddingBag(100, 16))
+    model: Any = nn.Sequential(nn.EmbeddingBag(100, 16))
+    if how == "asked":
+        model.get_input_embeddings = lambda: model[0]
     with pytest.raises(ValueError, match="one vector for a whole text") as error:
-        attach_neft(model, CONFIG, embedding="0" if named else None)
+        attach_neft(model, CONFIG, embedding="0" if how == "named" else None)
     assert str(error.value) == (
         "The embedding '0' (EmbeddingBag) gives one vector for a whole text, so no token has one "
         "to which noise could be added. Train this model without noise."

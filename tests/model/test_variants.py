@@ -98,6 +98,27 @@ def test_one_that_raises_is_named_with_its_package(monkeypatch, kind, option, fu
     assert isinstance(error.value.__cause__, (KeyError, ZeroDivisionError))
 
 
+def fails_for_d_8(shape, generator):
+    return laplace(shape, generator) if shape[-1] > 8 else broken()
+
+
+@pytest.mark.filterwarnings("ignore::neft_plugins.config.NEFTWarning")
+def test_a_distribution_that_raises_in_training_is_named(monkeypatch):
+    name = register(monkeypatch, "distribution", fails_for_d_8)
+    model = Embedder(8)
+    with attach_neft(model, NEFTConfig(alpha=5.0, distribution=name)):
+        with pytest.raises(registry.RegistryError, match=f"'{name}' of extras 2.0 raised KeyErr"):
+            model(input_ids=IDS)
+
+
+@pytest.mark.parametrize("kind", ["distribution", "schedule"])
+def test_one_that_cannot_be_made_is_named(monkeypatch, kind):
+    name = register(monkeypatch, kind, lambda a, b, *rest, factor=1.0: broken())
+    options = {kind: name, f"{kind}_args": {"factor": 2.0}}
+    with pytest.raises(registry.RegistryError, match=f"'{name}' of extras 2.0 raised KeyError"):
+        NEFTConfig(alpha=5.0, **options)
+
+
 @pytest.mark.parametrize(
     ("kind", "function", "message"),
     [

@@ -114,10 +114,10 @@ def test_the_draws_fill_the_distribution(sample):
         on_grid = (eps * 2**15 - 0.5).to(torch.int64) + 2**15
         found = [chi_square(on_grid >> 8), chi_square(on_grid & 255)]
     elif distribution == "gaussian":
-        share = torch.special.ndtr(eps.double() * math.sqrt(3))
-        found = [chi_square((share * BINS).to(torch.int64).clamp(max=BINS - 1))]
+        place = torch.special.ndtr(eps.double() * math.sqrt(3))
+        found = [chi_square((place * BINS).to(torch.int64).clamp(max=BINS - 1))]
         # Within bins too: in the next 8 bits of the same.
-        found.append(chi_square((share * BINS**2).to(torch.int64) % BINS))
+        found.append(chi_square((place * BINS**2).to(torch.int64) % BINS))
     else:  # signs, eight at a time
         signs = (eps.view(-1, 8) > 0).to(torch.int64)
         found = [chi_square((signs << torch.arange(8)).sum(1))]

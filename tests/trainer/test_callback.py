@@ -164,8 +164,16 @@ def test_training_twice_with_one_trainer(tmp_path):
 def test_two_callbacks_are_an_error(tmp_path):
     trainer = make_trainer(tmp_path, [NEFTCallback(CONFIG)])
     NEFTCallback(CONFIG).add_to(trainer)
-    with pytest.raises(RuntimeError, match="already attached"):
+    with pytest.raises(
+        RuntimeError, match=r"another NEFTCallback already.* NEFTSFTTrainer has its"
+    ):
         trainer.train()
+
+
+def test_the_baseline_may_stand_in_the_arguments_too(tmp_path):
+    trainer = make_trainer(tmp_path, [NEFTCallback(NEFTConfig(0))], neftune_noise_alpha=0)
+    trainer.train()
+    assert trainer.state.log_history[0]["neft/alpha"] == 0
 
 
 def test_one_callback_given_twice_is_an_error(tmp_path):

@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def resumed(tmp_path, caplog):
-    """Goes on from a checkpoint, and returns what was told of another noise."""
+    """Goes on from a checkpoint, and returns what was logged of another noise."""
 
     def resume(checkpoint: Path, config: NEFTConfig = CONFIG, **arguments) -> list[str]:
         caplog.clear()

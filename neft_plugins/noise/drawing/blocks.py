@@ -49,6 +49,7 @@ def add_noise(
 
     Raises:
         ValueError: If the distribution draws another shape or dtype.
+        RegistryError: If it raises.
     """
     tokens, d = clean.shape
     rows = max(1, (CPU_BLOCK if clean.device.type == "cpu" else DEVICE_BLOCK) // d)
@@ -69,7 +70,12 @@ def add_noise(
         _norms(values, of_values)
         if relative:
             scale = relative_noise_scale(scale, of_values, d).mul_(alpha)
-        eps = draw(values.shape, generator.manual_seed(block_seed(seed, block)))
+        try:
+            eps = draw(values.shape, generator.manual_seed(block_seed(seed, block)))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise registry.failure("distribution", distribution, error) from error
         _check(eps, values.shape, distribution)
         noise = eps.mul_(scale.unsqueeze(-1))
         torch.linalg.vector_norm(noise, dim=-1, out=of_noise)
