@@ -93,7 +93,15 @@ def test_a_path_that_is_no_complete_checkpoint_is_refused(path, output):
 
 
 def test_it_is_refused_before_anything_is_launched(tmp_path):
-    arguments = ["--use_cpu", "--dataset_name", "x", "--output_dir", str(tmp_path)]
+    arguments = [
+        "--use_cpu",
+        "--dataset_name",
+        "x",
+        "--model_name_or_path",
+        "x",
+        "--output_dir",
+        str(tmp_path),
+    ]
     with pytest.raises(ValueError, match="`resume_from_checkpoint: nowhere` is no complete"):
         launch_sft([*arguments, "--resume_from_checkpoint", "nowhere"])
 
