@@ -7,6 +7,7 @@ from typing import Any
 from neft_plugins.keys import ALPHA_KEY, key_name, option_name
 
 NO_DATASET = "No dataset: set `dataset_name` (a Hub id or a folder) or `datasets`."
+"""Of ``neft sft``, and of what reads its YAML."""
 NO_MODEL = "No model: set `model_name_or_path` (a Hub id or a folder)."
 """Of ``neft sft``, and of what reads its YAML."""
 

@@ -6,12 +6,7 @@ from typing import Any
 from trl import SFTConfig
 
 from neft_plugins.checks import ARGUMENTS_AS_JSON, read_arguments
-from neft_plugins.config import (
-    KEY_OPTIONS,
-    OPTIONS,
-    NEFTConfig,
-    default_text,
-)
+from neft_plugins.config import KEY_OPTIONS, OPTIONS, NEFTConfig, default_text
 from neft_plugins.keys import SPARSITY_KEYS, key_name
 from neft_plugins.sparsity.config import ARGUMENTS, SPARSITY_ARGS_HELP, SparsityConfig
 

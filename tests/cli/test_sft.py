@@ -247,7 +247,7 @@ def test_a_dataset_beside_a_mixture_is_not_used(recipe, launched):
 # What is launched.
 
 
-def test_json_that_yaml_does_not_read_is_left_to_the_training_script(recipe, launched):
+def test_json_that_yaml_does_not_read_is_taken(recipe, launched):
     given = '--neft_schedule_args={"power":\t2}'
     result = run("--config", recipe, "--neft_schedule", "polynomial", given)
     assert result.exit_code == 0, result.output
